@@ -1,0 +1,89 @@
+/**
+ * How a driver is written: one file, options as a schema, operations over its children (`defineDriver`).
+ *
+ * `open` gets checked options and a context that attaches children; it returns the operations. A filter is a driver with
+ * one `filtered` child; it spreads `passThrough(child)` and overrides what it changes. No module state, no inheritance.
+ */
+import type { z } from 'zod';
+import type { Host } from '../host/host.ts';
+import type { Extent } from '../util/extents.ts';
+import type { Done } from '../util/later.ts';
+import type { Child, ChildRole, PermissionMask, PermissionNeed } from './child.ts';
+import type { BlockNode, WriteFlags } from './node.ts';
+
+/** How a child is named in options: a node's name, or the options of a node to be made for it. */
+export type NodeReference = string | { readonly driver: string; readonly [option: string]: unknown };
+
+/** What a driver may offer beyond the contract. All optional. */
+export interface DriverNode extends BlockNode {
+  /** Ends once nothing of its own is under way: windows, caches, requests that were answered before their child. */
+  settle?(): Done;
+  /** Frees what it holds; its children are detached by the graph afterwards. No requests are under way. */
+  close?(): Done;
+  /** Children at run time (`x-blockdev-change`). Detach the named child with `context.detach`. */
+  addChild?(reference: string): Promise<void>;
+  removeChild?(name: string): Promise<void>;
+  /** The permissions its parents now need and share in sum (file: image locks). A throw refuses the change; nothing has changed then. */
+  permissionsChanging?(needs: PermissionMask, shares: PermissionMask): Done;
+  /** Changes the length (`block_resize`); permissions were checked. */
+  resize?(length: number): Promise<void>;
+  /** A write that this node was given too failed in a sibling that decides: what it holds there may now differ (pair.md 8). */
+  siblingFailed?(offset: number, length: number): void;
+  /** Overlapping requests in the order sent, a flush covers all before it: may `blockstep:ordered` be announced over this node? Absent: yes. */
+  readonly ordered?: boolean;
+  /** What status commands show of this driver, with QMP spelling. */
+  info?(): Record<string, unknown>;
+}
+
+/** What `open` may use. */
+export interface OpenContext {
+  readonly host: Host;
+  readonly nodeName: string;
+  readonly readOnly: boolean;
+  /** Emits a QMP event of this node. */
+  emit(event: string, data: Record<string, unknown>): void;
+  /**
+   * Attaches a child. `permissions` gives what this node does to the child, from what its own parents do to it; without
+   * it the usual for the role holds (filter: pass through; file: as the format needs; backing: consistent-read only).
+   */
+  attach(name: string, role: ChildRole, reference: NodeReference, permissions?: ChildPermissions): Promise<Child>;
+  detach(child: Child): Promise<void>;
+  /** Something that lives beside the graph, put there by the engine under a name: `replication-group`, `job-manager`. */
+  service<T>(name: string): T;
+}
+
+export type ChildPermissions = (parents: PermissionNeed, readOnly: boolean) => PermissionNeed;
+
+export interface DriverDefinition<Options = unknown> {
+  /** QEMU's driver name, or ours where QEMU has none */
+  readonly name: string;
+  /** one line for the reference */
+  readonly summary: string;
+  /** the driver's own options; `driver`, `node-name`, `read-only`, `discard`, `cache`, `detect-zeroes`, `auto-read-only` are the graph's */
+  readonly options: z.ZodType<Options>;
+  /** has one `filtered` child and looks like it */
+  readonly isFilter?: boolean;
+  open(options: Options, context: OpenContext): Promise<DriverNode>;
+}
+
+/** Ties the options' type to `open`; the registry takes the result. */
+export function defineDriver<Options>(definition: DriverDefinition<Options>): DriverDefinition {
+  return definition as DriverDefinition;
+}
+
+/** The operations of a filter that changes nothing: each goes to the child that stands there now. */
+export function passThrough(child: Child): BlockNode {
+  return {
+    get length(): number {
+      return child.node.length;
+    },
+    read: (offset: number, into: Uint8Array): Done => child.node.read(offset, into),
+    write: (offset: number, from: Uint8Array, flags: WriteFlags): Done => child.node.write(offset, from, flags),
+    writeZeroes: (offset: number, length: number, flags: WriteFlags): Done =>
+      child.node.writeZeroes(offset, length, flags),
+    discard: (offset: number, length: number): Done => child.node.discard(offset, length),
+    flush: (): Done => child.node.flush(),
+    blockStatus: (offset: number, length: number): Extent[] | Promise<Extent[]> =>
+      child.node.blockStatus(offset, length),
+  };
+}
