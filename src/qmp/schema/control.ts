@@ -1,0 +1,58 @@
+/**
+ * Commands about the session and the process (QEMU: qapi/control.json, qapi/misc.json).
+ */
+import { z } from 'zod';
+import { defineCommand, defineEvent } from '../command.ts';
+import { noArguments, nothing } from './common.ts';
+
+export const versionInfo = z
+  .strictObject({
+    qemu: z
+      .strictObject({ major: z.int(), minor: z.int(), micro: z.int() })
+      .describe('the QEMU whose command shapes are followed'),
+    package: z.string().describe('name and version of this program'),
+  })
+  .meta({ id: 'VersionInfo' });
+
+export const controlSchema = [
+  defineCommand({
+    name: 'qmp_capabilities',
+    summary: 'Ends the negotiation that a connection begins with; every other command is refused before it.',
+    arguments: z.strictObject({
+      enable: z.array(z.string()).max(16).optional().describe('capabilities to enable; there are none'),
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'query-version',
+    summary: 'Which program answers.',
+    arguments: noArguments,
+    returns: versionInfo,
+  }),
+  defineCommand({
+    name: 'query-commands',
+    summary: 'The names of all commands.',
+    arguments: noArguments,
+    returns: z.array(z.strictObject({ name: z.string() })),
+  }),
+  defineCommand({
+    name: 'query-status',
+    summary: 'Whether the engine runs: it does whenever it answers.',
+    arguments: noArguments,
+    returns: z.strictObject({ status: z.literal('running'), running: z.boolean(), singlestep: z.boolean() }),
+  }),
+  defineCommand({
+    name: 'quit',
+    summary: 'Stops cleanly: exports are closed, jobs cancelled, nodes flushed and closed, then the process ends.',
+    arguments: noArguments,
+    returns: nothing,
+  }),
+] as const;
+
+export const controlEvents = [
+  defineEvent({
+    name: 'SHUTDOWN',
+    summary: 'A clean stop begins.',
+    data: z.strictObject({ guest: z.boolean(), reason: z.enum(['host-qmp-quit', 'host-signal']) }),
+  }),
+];

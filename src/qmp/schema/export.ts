@@ -1,0 +1,143 @@
+/**
+ * Commands about exports and the NBD servers they hang on (QEMU: qapi/block-export.json).
+ */
+import { z } from 'zod';
+import { defineCommand, defineEvent } from '../command.ts';
+import { id, noArguments, nodeName, nothing, size, socketAddress, socketAddressLegacy } from './common.ts';
+
+/** The NBD server that is meant where none is named. */
+export const defaultServer = 'nbd';
+
+const serverName = id.optional().describe(`name of the NBD server (ours; default \`${defaultServer}\`)`);
+
+/** An export name or description of NBD: at most 4096 bytes ("String values"). */
+const nbdString = z
+  .string()
+  .refine((text) => new TextEncoder().encode(text).length <= 4096, 'must be at most 4096 bytes long');
+
+const moreOfServer = {
+  'tls-creds': z.string().optional().describe('not supported yet: refused'),
+  'tls-authz': z.string().optional().describe('not supported yet: refused'),
+  'max-connections': z
+    .int()
+    .min(0)
+    .max(0xffff_ffff)
+    .optional()
+    .describe('clients at the same time; 0: no limit of its own'),
+  server: serverName,
+};
+
+/** What `--nbd-server` of the storage daemon takes. */
+export const nbdServerOptions = z
+  .strictObject({ addr: socketAddress, ...moreOfServer })
+  .meta({ id: 'NbdServerOptions' });
+
+export const blockExportOptions = z
+  .discriminatedUnion('type', [
+    z.strictObject({
+      type: z.literal('nbd'),
+      id: id.describe('id of the export, among all exports'),
+      'node-name': nodeName.describe('node that is exported'),
+      writable: z.boolean().optional().describe('clients may write (default false)'),
+      writethrough: z.boolean().optional().describe('a write is answered only when it is durable (default false)'),
+      name: nbdString.optional().describe('name that clients ask for (default: the node name)'),
+      description: nbdString.optional().describe('free text for people'),
+      server: serverName,
+      ordered: z.boolean().optional().describe('offers the metadata context `blockstep:ordered` (ours; default false)'),
+      'multi-conn': z
+        .enum(['auto', 'on', 'off'])
+        .optional()
+        .describe('tells clients that several connections see one cache (ours; default auto)'),
+    }),
+  ])
+  .meta({ id: 'BlockExportOptions' });
+
+export const exportSchema = [
+  defineCommand({
+    name: 'nbd-server-start',
+    summary: 'Starts an NBD server. It answers at once, and serves what `block-export-add` gives it.',
+    arguments: z.strictObject({
+      addr: socketAddressLegacy.describe('where it listens'),
+      'more-addrs': z.array(socketAddressLegacy).max(16).optional().describe('further addresses (ours)'),
+      ...moreOfServer,
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'nbd-server-stop',
+    summary: 'Closes the exports of an NBD server, hanging up their clients, then the server.',
+    arguments: z.strictObject({ server: serverName }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'query-nbd-server',
+    summary: 'The NBD servers, with the ports that the system chose (ours).',
+    arguments: noArguments,
+    returns: z.array(
+      z.strictObject({
+        server: id,
+        addrs: z.array(socketAddressLegacy),
+        exports: size.describe('how many exports'),
+        connections: size.describe('how many clients are connected to them'),
+      }),
+    ),
+  }),
+  defineCommand({
+    name: 'block-export-add',
+    summary: 'Exports a node.',
+    arguments: blockExportOptions,
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'block-export-del',
+    summary:
+      'Takes an export away. It returns when the export is gone: clients are hung up and what they asked for has ended. ' +
+      'Then comes BLOCK_EXPORT_DELETED.',
+    arguments: z.strictObject({
+      id,
+      mode: z
+        .enum(['safe', 'hard'])
+        .optional()
+        .describe('`safe` (default): refused while a client is connected; `hard`: hangs them up'),
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'query-block-exports',
+    summary: 'All exports.',
+    arguments: noArguments,
+    returns: z.array(
+      z
+        .strictObject({
+          id,
+          type: z.literal('nbd'),
+          'node-name': nodeName,
+          'shutting-down': z.boolean().describe('it is being taken away'),
+          name: z.string().describe('name that clients ask for (ours)'),
+          server: id.describe('NBD server it hangs on (ours)'),
+          writable: z.boolean().describe('(ours)'),
+          connections: size.describe('clients connected (ours)'),
+        })
+        .meta({ id: 'BlockExportInfo' }),
+    ),
+  }),
+  defineCommand({
+    name: 'nbd-export-refuse',
+    summary:
+      'Refuses clients that ask for an export name, with a sentence that says why; the name is not listed (ours).',
+    arguments: z.strictObject({
+      name: nbdString,
+      reason: nbdString.nullable().describe('the sentence; null takes the refusal back'),
+      server: serverName,
+    }),
+    returns: nothing,
+  }),
+] as const;
+
+export const exportEvents = [
+  defineEvent({
+    name: 'BLOCK_EXPORT_DELETED',
+    summary: 'An export is gone and its id is free.',
+    data: z.strictObject({ id }),
+  }),
+];
