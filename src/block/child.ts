@@ -2,7 +2,7 @@
  * An edge of the graph: a parent's use of a node, with a role, and the permissions it needs and shares.
  * Parents reach the node through `child.node`, each time: the graph may put another node there under a running parent.
  */
-import type { BlockNode } from './node.ts';
+import type { DriverNode } from './driver.ts';
 
 /** What a parent does to a node, or lets others do (QEMU's BlockPermission). */
 export type Permission = 'consistent-read' | 'write' | 'write-unchanged' | 'resize';
@@ -33,6 +33,6 @@ export interface Child {
   readonly name: string;
   readonly role: ChildRole;
   /** the node, now */
-  readonly node: BlockNode;
+  readonly node: DriverNode;
   readonly nodeName: string;
 }

@@ -31,6 +31,8 @@ export interface DriverNode extends BlockNode {
   siblingFailed?(offset: number, length: number): void;
   /** Overlapping requests in the order sent, a flush covers all before it: may `blockstep:ordered` be announced over this node? Absent: yes. */
   readonly ordered?: boolean;
+  /** Commands of the driver's own at run time (`blkdebug`: faults, a power cut). @throws BlockError `invalid-option` */
+  control?(args: Readonly<Record<string, unknown>>): Promise<Record<string, unknown>>;
   /** What status commands show of this driver, with QMP spelling. */
   info?(): Record<string, unknown>;
 }
@@ -40,6 +42,8 @@ export interface OpenContext {
   readonly host: Host;
   readonly nodeName: string;
   readonly readOnly: boolean;
+  /** `cache` of the node's options: `direct` bypasses the page cache (the graph itself keeps `no-flush`). */
+  readonly cache: { readonly direct: boolean };
   /** Emits a QMP event of this node. */
   emit(event: string, data: Record<string, unknown>): void;
   /**

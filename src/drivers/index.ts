@@ -1,0 +1,6 @@
+/** All drivers of blockstep: the one file that imports them. A driver that is added gets its line here. */
+import type { DriverDefinition } from '../block/driver.ts';
+import { memoryDriver } from './memory.ts';
+import { nullCoDriver } from './null-co.ts';
+
+export const drivers: readonly DriverDefinition[] = [memoryDriver, nullCoDriver];
