@@ -1,0 +1,277 @@
+/**
+ * The configuration file of one daemon: YAML in, a `PairConfig` out, everything checked.
+ *
+ * Each error is one line that begins `FILE:LINE:COLUMN:` and says what was expected there. Unknown keys are refused, with
+ * the nearest known one as a suggestion, so that a typo never becomes a default. Paths are relative to the file's folder.
+ */
+import { readFile } from 'node:fs/promises';
+import { dirname, isAbsolute, join, resolve } from 'node:path';
+import { isMap, isNode, LineCounter, type Node, parseDocument } from 'yaml';
+import { z } from 'zod';
+import type { SocketAddress } from '../host/host.ts';
+import type { PairConfig } from '../pair/config.ts';
+import { BlockError } from '../util/errors.ts';
+import { nearest } from './nearest.ts';
+import { isLoopback, isWildcard, parseAddress, parseSize } from './units.ts';
+
+const configBytesMax = 1 << 20;
+const disksMax = 64;
+/** Node names are made from it (`NAME-replication`), and QEMU allows those 31 characters. */
+const diskNameLengthMax = 19;
+const sectorBytes = 512;
+
+// ---------------------------------------------------------------- the schema
+
+/** A text that `parse` understands, or an issue that says what was expected. */
+function parsed<T>(expected: string, parse: (text: string | number) => T | null): z.ZodType<T> {
+  return z
+    .union([z.string(), z.number()], { error: missingOr(`expected ${expected}`) })
+    .transform((text, context): T => {
+      const value = parse(text);
+      if (value !== null) return value;
+      context.addIssue({ code: 'custom', message: `expected ${expected}, got ${JSON.stringify(text)}` });
+      return z.NEVER;
+    });
+}
+
+function missingOr(message: string): (issue: { input?: unknown }) => string {
+  return (issue) => (issue.input === undefined ? 'is missing' : message);
+}
+
+const word = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, 'expected a name of letters, digits, ".", "_" and "-", 63 at most');
+
+const diskName = z
+  .string()
+  .regex(/^[A-Za-z][A-Za-z0-9._-]*$/, 'expected a letter, then letters, digits, ".", "_" and "-"')
+  .max(diskNameLengthMax, `expected at most ${diskNameLengthMax} characters`);
+
+const size = parsed('a size such as 10GiB', parseSize).refine(
+  (bytes) => bytes > 0 && bytes % sectorBytes === 0,
+  `expected a multiple of ${sectorBytes} bytes, and not zero`,
+);
+
+const address = parsed('HOST:PORT, [IPv6]:PORT or unix:PATH', (text) => parseAddress(String(text)));
+
+const milliseconds = (min: number, max: number) =>
+  z.int('expected whole milliseconds').min(min, `expected at least ${min}`).max(max, `expected at most ${max}`);
+
+const diskSchema = z.strictObject({ name: diskName, file: z.string().min(1).optional(), size });
+
+const configSchema = z.strictObject({
+  name: word,
+  volume: word,
+  role: z.enum(['primary', 'secondary']),
+  data: z.string().min(1),
+  disks: z.array(diskSchema).min(1, 'expected at least one disk').max(disksMax, `expected at most ${disksMax} disks`),
+  listen: z.strictObject({
+    supervisor: address,
+    replication: address,
+    nbd: z.preprocess((one) => (one === undefined || Array.isArray(one) ? one : [one]), z.array(address).min(1)),
+  }),
+  peer: z.strictObject({ name: word, supervisor: address }),
+  advertise: z.strictObject({ replication: address.optional() }).optional(),
+  store: z.enum(['mirror']).default('mirror'),
+  acknowledge: z.enum(['flush', 'remote']).default('flush'),
+  degraded: z.enum(['continue', 'stop']).default('continue'),
+  'stall-ms-max': milliseconds(100, 60_000).default(2000),
+  'heartbeat-ms': milliseconds(10, 60_000).default(500),
+  'peer-timeout-ms': milliseconds(50, 600_000).default(2500),
+  window: size.default(16 * 2 ** 20),
+  overwrite: word.nullable().default(null),
+  insecure: z.boolean().default(false),
+});
+
+type ConfigFile = z.infer<typeof configSchema>;
+type Path = readonly (string | number)[];
+
+interface Finding {
+  readonly path: Path;
+  readonly message: string;
+  /** the message is about the key at the end of the path, which may not stand in the file's schema */
+  readonly ofKey?: boolean;
+}
+
+// ---------------------------------------------------------------- reading
+
+export interface ConfigOptions {
+  /** as `insecure: true` in the file */
+  readonly insecure?: boolean;
+  /** as `overwrite: NAME` in the file */
+  readonly overwrite?: string;
+}
+
+/** Reads and checks a file. Errors are `invalid-option` with file, line, column and reason. */
+export async function readConfig(file: string, options: ConfigOptions = {}): Promise<PairConfig> {
+  let text: Buffer;
+  try {
+    text = await readFile(file);
+  } catch (error) {
+    const missing = error instanceof Error && 'code' in error && error.code === 'ENOENT';
+    const why = missing ? 'there is no such file' : error instanceof Error ? error.message : String(error);
+    throw new BlockError('invalid-option', `${file}: ${why}`, { cause: error });
+  }
+  if (text.length > configBytesMax)
+    throw new BlockError('invalid-option', `${file}: larger than ${configBytesMax} bytes`);
+  return parseConfig(text.toString('utf8'), file, options);
+}
+
+/** Checks the text of a configuration file. `file` is its path, for messages and for paths that are relative to it. */
+export function parseConfig(text: string, file: string, options: ConfigOptions = {}): PairConfig {
+  const lines = new LineCounter();
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, stringKeys: true });
+  const at = (offset: number): string => {
+    const { line, col } = lines.linePos(offset);
+    return `${file}:${line}:${col}`;
+  };
+  const syntax = document.errors[0];
+  if (syntax !== undefined) throw new BlockError('invalid-option', `${at(syntax.pos[0])}: ${syntax.message}`);
+
+  const found = (findings: readonly Finding[]): never => {
+    const placed = findings.map((one) => ({ ...one, offset: offsetOf(document.contents, one) }));
+    // A key with a typo comes first: what is missing is then probably what was meant.
+    placed.sort((a, b) => Number(b.ofKey ?? false) - Number(a.ofKey ?? false) || a.offset - b.offset);
+    const [first] = placed;
+    if (first === undefined) throw new TypeError('no finding');
+    const more = placed.length > 1 ? ` (and ${placed.length - 1} more)` : '';
+    const name = formatPath(first.path);
+    throw new BlockError('invalid-option', `${at(first.offset)}: ${name}${name && ': '}${first.message}${more}`);
+  };
+  if (!isMap(document.contents)) return found([{ path: [], message: 'expected a mapping of keys to values' }]);
+  const checked = configSchema.safeParse(document.toJS({ maxAliasCount: 0 }), { reportInput: true });
+  if (!checked.success) return found(checked.error.issues.flatMap(findingsOf));
+  const findings = contradictions(checked.data, options.insecure === true || checked.data.insecure);
+  return findings.length > 0 ? found(findings) : toPairConfig(checked.data, file, options);
+}
+
+function toPairConfig(config: ConfigFile, file: string, options: ConfigOptions): PairConfig {
+  const folder = resolve(dirname(file));
+  const inFolder = (path: string): string => (isAbsolute(path) ? path : join(folder, path));
+  const placed = (one: SocketAddress): SocketAddress =>
+    one.type === 'unix' ? { type: 'unix', path: inFolder(one.path) } : one;
+  const dataFolder = inFolder(config.data);
+  const advertised = config.advertise?.replication;
+  return {
+    name: config.name,
+    volume: config.volume,
+    role: config.role,
+    dataFolder,
+    disks: config.disks.map((disk) => ({
+      name: disk.name,
+      file: disk.file === undefined ? join(dataFolder, `${disk.name}.img`) : inFolder(disk.file),
+      size: disk.size,
+    })),
+    listen: {
+      supervisor: placed(config.listen.supervisor),
+      replication: placed(config.listen.replication),
+      nbd: config.listen.nbd.map(placed),
+    },
+    peer: { name: config.peer.name, supervisor: placed(config.peer.supervisor) },
+    ...(advertised === undefined ? {} : { advertise: { replication: placed(advertised) } }),
+    store: config.store,
+    acknowledge: config.acknowledge,
+    degraded: config.degraded,
+    stallMsMax: config['stall-ms-max'],
+    heartbeatMs: config['heartbeat-ms'],
+    peerTimeoutMs: config['peer-timeout-ms'],
+    windowBytes: config.window,
+    overwrite: options.overwrite ?? config.overwrite,
+  };
+}
+
+// ---------------------------------------------------------------- what no single field shows
+
+function contradictions(config: ConfigFile, insecure: boolean): Finding[] {
+  const findings: Finding[] = [];
+  const say = (path: Path, message: string): number => findings.push({ path, message });
+  if (config.name === config.peer.name) say(['peer', 'name'], `is this side's own name, "${config.name}"`);
+  const seen = new Map<string, number>();
+  for (const [index, disk] of config.disks.entries()) {
+    const other = seen.get(disk.name);
+    if (other !== undefined) say(['disks', index, 'name'], `"${disk.name}" is the name of disks[${other}] too`);
+    seen.set(disk.name, index);
+  }
+  // pair.md 19: what has no password is reached from this machine only, unless somebody says that the network is safe.
+  for (const field of ['supervisor', 'replication'] as const) {
+    const one = config.listen[field];
+    if (!insecure && !isLoopback(one)) {
+      say(
+        ['listen', field],
+        'can be reached from other machines without TLS; say `insecure: true` if that network is safe',
+      );
+    }
+    if (one.type === 'inet' && one.port === 0) say(['listen', field], 'needs a port: the other side has to know it');
+  }
+  if (isWildcard(config.listen.replication) && config.advertise?.replication === undefined) {
+    say(['listen', 'replication'], 'listens everywhere; say in `advertise.replication` where the peer reaches it');
+  }
+  if (config['peer-timeout-ms'] < 2 * config['heartbeat-ms']) {
+    say(['peer-timeout-ms'], 'expected at least twice heartbeat-ms');
+  }
+  return findings;
+}
+
+// ---------------------------------------------------------------- from issues to places
+
+function findingsOf(issue: z.core.$ZodIssue): Finding[] {
+  const path = issue.path.map((part) => (typeof part === 'number' ? part : String(part)));
+  if (issue.code === 'unrecognized_keys') {
+    return issue.keys.map((key) => {
+      const suggestion = nearest(key, keysAt(path));
+      const message = suggestion === null ? 'is not a known key' : `is not a known key; did you mean ${suggestion}?`;
+      return { path: [...path, key], message, ofKey: true };
+    });
+  }
+  if (issue.code === 'invalid_type') {
+    const missing = issue.input === undefined;
+    return [
+      {
+        path,
+        message: missing ? 'is missing' : issue.message.replace('Invalid input: ', '').replace('received', 'got'),
+      },
+    ];
+  }
+  if (issue.code === 'invalid_value') {
+    const missing = issue.input === undefined;
+    const message = `expected ${issue.values.map((one) => JSON.stringify(one)).join(' or ')}`;
+    return [{ path, message: missing ? `is missing: ${message}` : message }];
+  }
+  return [{ path, message: issue.message }];
+}
+
+/** The keys that the schema knows at a path. */
+function keysAt(path: Path): string[] {
+  let at: unknown = configSchema;
+  for (const part of path) {
+    while (at instanceof z.ZodOptional || at instanceof z.ZodDefault) at = at.unwrap();
+    if (at instanceof z.ZodArray) at = at.element;
+    else if (at instanceof z.ZodObject) at = (at.shape as Record<string, unknown>)[String(part)];
+  }
+  while (at instanceof z.ZodOptional || at instanceof z.ZodDefault) at = at.unwrap();
+  return at instanceof z.ZodObject ? Object.keys(at.shape) : [];
+}
+
+/** Where a finding is shown: at the value, or at the key, or (where there is neither) at the nearest thing around it. */
+function offsetOf(contents: Node | null, finding: Finding): number {
+  let node: unknown = contents;
+  let offset = contents?.range?.[0] ?? 0;
+  for (const [index, part] of finding.path.entries()) {
+    if (isMap(node)) {
+      const pair = node.items.find((item) => isNode(item.key) && 'value' in item.key && item.key.value === part);
+      if (pair === undefined) return offset;
+      const last = index === finding.path.length - 1;
+      const shown = last && finding.ofKey !== true && isNode(pair.value) ? pair.value : pair.key;
+      if (isNode(shown)) offset = shown.range?.[0] ?? offset;
+      node = pair.value;
+    } else if (isNode(node) && 'items' in node && Array.isArray(node.items)) {
+      node = node.items[Number(part)];
+      if (isNode(node)) offset = node.range?.[0] ?? offset;
+    } else return offset;
+  }
+  return offset;
+}
+
+function formatPath(path: Path): string {
+  return path.map((part, index) => (typeof part === 'number' ? `[${part}]` : index === 0 ? part : `.${part}`)).join('');
+}
