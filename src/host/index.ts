@@ -1,0 +1,18 @@
+/** The host seam: the interfaces, and the real machine behind them. */
+export type {
+  FileStat,
+  Host,
+  HostClock,
+  HostFile,
+  HostFileLocks,
+  HostFiles,
+  HostListener,
+  HostNetwork,
+  HostRandom,
+  HostStream,
+  HostTimer,
+  OpenHow,
+  SocketAddress,
+  StreamReceiver,
+} from './host.ts';
+export { createHost } from './node-host.ts';
