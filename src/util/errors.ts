@@ -64,6 +64,8 @@ export const blockErrorKinds = {
   'no-memory': kind('ENOMEM'),
   'node-not-found': kind('ENOENT', 'GenericError'),
   'device-not-found': kind('ENOENT', 'DeviceNotFound'),
+  /** A command failed at a QMP server that tells no code of ours (a QEMU); the message is all that is known. */
+  'command-failed': kind('EIO'),
   'command-not-found': kind('ENOTSUP', 'CommandNotFound'),
   'job-not-active': kind('ENOENT', 'DeviceNotActive'),
   'name-in-use': kind('EEXIST'),
