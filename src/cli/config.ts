@@ -10,6 +10,7 @@ import { isMap, isNode, LineCounter, type Node, parseDocument } from 'yaml';
 import { z } from 'zod';
 import type { SocketAddress } from '../host/host.ts';
 import type { PairConfig } from '../pair/config.ts';
+import { describeIssues } from '../qmp/check.ts';
 import { BlockError } from '../util/errors.ts';
 import { nearest } from './nearest.ts';
 import { isLoopback, isWildcard, parseAddress, parseSize } from './units.ts';
@@ -22,20 +23,15 @@ const sectorBytes = 512;
 
 // ---------------------------------------------------------------- the schema
 
-/** A text that `parse` understands, or an issue that says what was expected. */
-function parsed<T>(expected: string, parse: (text: string | number) => T | null): z.ZodType<T> {
-  return z
-    .union([z.string(), z.number()], { error: missingOr(`expected ${expected}`) })
-    .transform((text, context): T => {
-      const value = parse(text);
-      if (value !== null) return value;
-      context.addIssue({ code: 'custom', message: `expected ${expected}, got ${JSON.stringify(text)}` });
-      return z.NEVER;
-    });
-}
-
-function missingOr(message: string): (issue: { input?: unknown }) => string {
-  return (issue) => (issue.input === undefined ? 'is missing' : message);
+/** A text or number that `parse` understands, or an issue that says what was expected. */
+function parsed<T>(expected: string, parse: (text: string) => T | null): z.ZodType<T> {
+  return z.unknown().transform((given, context): T => {
+    const value = typeof given === 'string' || typeof given === 'number' ? parse(String(given)) : null;
+    if (value !== null) return value;
+    const message = given === undefined ? 'is missing' : `expected ${expected}, got ${JSON.stringify(given)}`;
+    context.addIssue({ code: 'custom', message });
+    return z.NEVER;
+  });
 }
 
 const word = z
@@ -49,10 +45,10 @@ const diskName = z
 
 const size = parsed('a size such as 10GiB', parseSize).refine(
   (bytes) => bytes > 0 && bytes % sectorBytes === 0,
-  `expected a multiple of ${sectorBytes} bytes, and not zero`,
+  `expected a multiple of ${sectorBytes} bytes, not zero`,
 );
 
-const address = parsed('HOST:PORT, [IPv6]:PORT or unix:PATH', (text) => parseAddress(String(text)));
+const address = parsed('HOST:PORT, [IPv6]:PORT or unix:PATH', parseAddress);
 
 const milliseconds = (min: number, max: number) =>
   z.int('expected whole milliseconds').min(min, `expected at least ${min}`).max(max, `expected at most ${max}`);
@@ -88,8 +84,9 @@ type Path = readonly (string | number)[];
 
 interface Finding {
   readonly path: Path;
+  /** begins with the field's name */
   readonly message: string;
-  /** the message is about the key at the end of the path, which may not stand in the file's schema */
+  /** the message is about the key itself at the end of the path */
   readonly ofKey?: boolean;
 }
 
@@ -135,12 +132,12 @@ export function parseConfig(text: string, file: string, options: ConfigOptions =
     const [first] = placed;
     if (first === undefined) throw new TypeError('no finding');
     const more = placed.length > 1 ? ` (and ${placed.length - 1} more)` : '';
-    const name = formatPath(first.path);
-    throw new BlockError('invalid-option', `${at(first.offset)}: ${name}${name && ': '}${first.message}${more}`);
+    throw new BlockError('invalid-option', `${at(first.offset)}: ${first.message}${more}`);
   };
   if (!isMap(document.contents)) return found([{ path: [], message: 'expected a mapping of keys to values' }]);
-  const checked = configSchema.safeParse(document.toJS({ maxAliasCount: 0 }), { reportInput: true });
-  if (!checked.success) return found(checked.error.issues.flatMap(findingsOf));
+  const content: unknown = document.toJS({ maxAliasCount: 0 });
+  const checked = configSchema.safeParse(content);
+  if (!checked.success) return found(checked.error.issues.flatMap((issue) => findingsOf(issue, content)));
   const findings = contradictions(checked.data, options.insecure === true || checked.data.insecure);
   return findings.length > 0 ? found(findings) : toPairConfig(checked.data, file, options);
 }
@@ -184,12 +181,13 @@ function toPairConfig(config: ConfigFile, file: string, options: ConfigOptions):
 
 function contradictions(config: ConfigFile, insecure: boolean): Finding[] {
   const findings: Finding[] = [];
-  const say = (path: Path, message: string): number => findings.push({ path, message });
+  const say = (path: Path, message: string): number =>
+    findings.push({ path, message: `${path.join('.')}: ${message}` });
   if (config.name === config.peer.name) say(['peer', 'name'], `is this side's own name, "${config.name}"`);
   const seen = new Map<string, number>();
   for (const [index, disk] of config.disks.entries()) {
     const other = seen.get(disk.name);
-    if (other !== undefined) say(['disks', index, 'name'], `"${disk.name}" is the name of disks[${other}] too`);
+    if (other !== undefined) say(['disks', index, 'name'], `"${disk.name}" is the name of disks.${other} too`);
     seen.set(disk.name, index);
   }
   // pair.md 19: what has no password is reached from this machine only, unless somebody says that the network is safe.
@@ -214,30 +212,15 @@ function contradictions(config: ConfigFile, insecure: boolean): Finding[] {
 
 // ---------------------------------------------------------------- from issues to places
 
-function findingsOf(issue: z.core.$ZodIssue): Finding[] {
+function findingsOf(issue: z.core.$ZodIssue, content: unknown): Finding[] {
   const path = issue.path.map((part) => (typeof part === 'number' ? part : String(part)));
-  if (issue.code === 'unrecognized_keys') {
-    return issue.keys.map((key) => {
-      const suggestion = nearest(key, keysAt(path));
-      const message = suggestion === null ? 'is not a known key' : `is not a known key; did you mean ${suggestion}?`;
-      return { path: [...path, key], message, ofKey: true };
-    });
-  }
-  if (issue.code === 'invalid_type') {
-    const missing = issue.input === undefined;
-    return [
-      {
-        path,
-        message: missing ? 'is missing' : issue.message.replace('Invalid input: ', '').replace('received', 'got'),
-      },
-    ];
-  }
-  if (issue.code === 'invalid_value') {
-    const missing = issue.input === undefined;
-    const message = `expected ${issue.values.map((one) => JSON.stringify(one)).join(' or ')}`;
-    return [{ path, message: missing ? `is missing: ${message}` : message }];
-  }
-  return [{ path, message: issue.message }];
+  if (issue.code !== 'unrecognized_keys') return [{ path, message: describeIssues([issue], '', content) }];
+  return issue.keys.map((key) => {
+    const suggestion = nearest(key, keysAt(path));
+    const unknown = `${[...path, key].join('.')}: is not a known key`;
+    const message = suggestion === null ? unknown : `${unknown}; did you mean ${suggestion}?`;
+    return { path: [...path, key], message, ofKey: true };
+  });
 }
 
 /** The keys that the schema knows at a path. */
@@ -270,8 +253,4 @@ function offsetOf(contents: Node | null, finding: Finding): number {
     } else return offset;
   }
   return offset;
-}
-
-function formatPath(path: Path): string {
-  return path.map((part, index) => (typeof part === 'number' ? `[${part}]` : index === 0 ? part : `.${part}`)).join('');
 }

@@ -23,8 +23,8 @@ const unitBytes: Readonly<Record<string, number>> = {
  * Bytes of `1GiB`, `512 MiB`, `1.5T` or a plain number; null if it is none of these, or no whole number of bytes.
  * `GB` is refused: whether it means 10^9 or 2^30 differs between programs, and a disk must not be smaller than meant.
  */
-export function parseSize(text: string | number): number | null {
-  const match = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(String(text).trim());
+export function parseSize(text: string): number | null {
+  const match = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/i.exec(text.trim());
   const unit = unitBytes[(match?.[2] ?? 'none').toLowerCase()];
   if (unit === undefined) return null;
   const bytes = Number(match?.[1]) * unit;
