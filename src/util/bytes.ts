@@ -32,3 +32,9 @@ export function isRange(offset: number, length: number, size: number): boolean {
 export function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
+
+/** True if every byte is zero (also of none): the first one is, and each equals the one before it. */
+export function isZero(bytes: Uint8Array): boolean {
+  if (bytes.length === 0) return true;
+  return bytes[0] === 0 && Buffer.compare(bytes.subarray(0, -1), bytes.subarray(1)) === 0;
+}
