@@ -1,0 +1,52 @@
+/**
+ * Metadata contexts: which there are, which a query selects, and what their block status says
+ * (doc/proto.md, "Metadata querying").
+ */
+import type { Extent } from '../util/extents.ts';
+import { NBD_META_BASE_ALLOCATION, NBD_META_BLOCKSTEP_ORDERED, NBD_STATE_HOLE, NBD_STATE_ZERO } from './constants.ts';
+
+export interface MetaContext {
+  /** what stands in a block status chunk; not 0, so that a client that mixes up the two answers is seen */
+  readonly id: number;
+  readonly name: string;
+}
+
+const allocationContext: MetaContext = { id: 1, name: NBD_META_BASE_ALLOCATION };
+const orderedContext: MetaContext = { id: 2, name: NBD_META_BLOCKSTEP_ORDERED };
+
+/** The contexts of an export. */
+export function contextsOf(exported: { readonly ordered: boolean }): readonly MetaContext[] {
+  return exported.ordered ? [allocationContext, orderedContext] : [allocationContext];
+}
+
+/** NBD_OPT_LIST_META_CONTEXT: no query asks for all; `base:` for all of a namespace. */
+export function listContexts(available: readonly MetaContext[], queries: readonly string[]): MetaContext[] {
+  if (queries.length === 0) return [...available];
+  return available.filter(({ name }) =>
+    queries.some((query) => query === name || (query.endsWith(':') && name.startsWith(query))),
+  );
+}
+
+/** NBD_OPT_SET_META_CONTEXT: exact names; wildcards and unknown names select nothing. */
+export function selectContexts(available: readonly MetaContext[], queries: readonly string[]): MetaContext[] {
+  return available.filter(({ name }) => queries.includes(name));
+}
+
+/** A query needs a namespace and a colon ("Metadata querying"). */
+export function isContextQuery(query: string): boolean {
+  return query.indexOf(':') > 0;
+}
+
+export function hasOrdered(contexts: readonly MetaContext[]): boolean {
+  return contexts.includes(orderedContext);
+}
+
+/** The flags of `base:allocation` for an extent. */
+export function allocationFlags(extent: Extent): number {
+  return (extent.allocated ? 0 : NBD_STATE_HOLE) | (extent.zero ? NBD_STATE_ZERO : 0);
+}
+
+/** True if the context tells where data is; the other one has no meaning of its own: one extent, flags 0. */
+export function isAllocation(context: MetaContext): boolean {
+  return context === allocationContext;
+}
