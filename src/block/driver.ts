@@ -2,7 +2,7 @@
  * How a driver is written: one file, options as a schema, operations over its children (`defineDriver`).
  *
  * `open` gets checked options and a context that attaches children; it returns the operations. A filter is a driver with
- * one `filtered` child; it spreads `passThrough(child)` and overrides what it changes. No module state, no inheritance.
+ * one `filtered` child: `filterOver(child, { what it changes })`. No module state, no inheritance.
  */
 import type { z } from 'zod';
 import type { Host } from '../host/host.ts';
@@ -25,8 +25,6 @@ export interface DriverNode extends BlockNode {
   removeChild?(name: string): Promise<void>;
   /** The permissions its parents now need and share in sum (file: image locks). A throw refuses the change; nothing has changed then. */
   permissionsChanging?(needs: PermissionMask, shares: PermissionMask): Done;
-  /** Changes the length (`block_resize`); permissions were checked. */
-  resize?(length: number): Promise<void>;
   /** A write that this node was given too failed in a sibling that decides: what it holds there may now differ (pair.md 8). */
   siblingFailed?(offset: number, length: number): void;
   /** Overlapping requests in the order sent, a flush covers all before it: may `blockstep:ordered` be announced over this node? Absent: yes. */
@@ -90,4 +88,12 @@ export function passThrough(child: Child): BlockNode {
     blockStatus: (offset: number, length: number): Extent[] | Promise<Extent[]> =>
       child.node.blockStatus(offset, length),
   };
+}
+
+/**
+ * A filter: the child's operations, with some changed. (A spread of `passThrough` would freeze `length`: its getter is
+ * copied as the value that it has at that moment.)
+ */
+export function filterOver(child: Child, changes: Partial<DriverNode>): DriverNode {
+  return Object.defineProperties(passThrough(child), Object.getOwnPropertyDescriptors(changes));
 }

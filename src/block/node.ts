@@ -43,4 +43,6 @@ export interface BlockNode {
   blockStatus(offset: number, length: number): Extent[] | Promise<Extent[]>;
   /** Drops all content of its own, so that the backing shows through, where the format can. */
   makeEmpty?(): Done;
+  /** Changes the length, where the driver can; the caller holds the permission `resize`. */
+  resize?(length: number): Promise<void>;
 }

@@ -1,0 +1,152 @@
+/**
+ * `copy-before-write`: a filter that keeps a point in time of its child: before a block is changed for the first time, its
+ * old content goes to `target` (replication-filter.md, "The copy-before-write job").
+ *
+ *     write -> | copied already? -> write                      copied: a bit for each granule
+ *              | no: read old -> target, then -> write
+ *
+ * Invariants: a change of the child starts only when the old content of every granule that it touches is in the target;
+ * where the old content cannot be read or stored, the change is not made and fails. Overlapping changes wait for each
+ * other. A read through an overlay over the child sees old content: it was issued before the change (then the child keeps
+ * the order), or it finds the copy in the target.
+ */
+import { z } from 'zod';
+import { permissionBits } from '../block/child.ts';
+import type { CopiesBeforeWrite } from '../block/copies-before-write.ts';
+import { type DriverNode, defineDriver, passThrough } from '../block/driver.ts';
+import { writeFlags } from '../block/node.ts';
+import { Bitmap } from '../util/bitmap.ts';
+import { BlockError, toBlockError } from '../util/errors.ts';
+import type { Done } from '../util/later.ts';
+import { RangeLock } from '../util/range-lock.ts';
+
+/** bytes of old content that one copy takes into memory */
+const copyBytesMax = 1024 * 1024;
+
+const reference = z.union([z.string(), z.looseObject({ driver: z.string() })]);
+const optionsSchema = z.strictObject({
+  file: reference.describe('the node whose point in time is kept'),
+  target: reference.describe('where old content goes; as long as the child'),
+  granularity: z
+    .int()
+    .min(512)
+    .max(64 * 1024 * 1024)
+    .default(4096)
+    .describe('bytes copied together, a power of two'),
+});
+
+export const copyBeforeWriteDriver = defineDriver({
+  name: 'copy-before-write',
+  summary: 'A filter that saves the old content of a block in another node before the first change.',
+  options: optionsSchema,
+  isFilter: true,
+  async open(options, context): Promise<DriverNode & CopiesBeforeWrite> {
+    const { 'consistent-read': read, write } = permissionBits;
+    const child = await context.attach('file', 'filtered', options.file, (parents) => ({
+      needs: parents.needs | read,
+      shares: parents.shares,
+    }));
+    const target = await context.attach('target', 'data', options.target, () => ({
+      needs: write,
+      // Its backing is our child, and an overlay above it reads and writes: all but its length is open to others.
+      shares: read | write | permissionBits['write-unchanged'],
+    }));
+    if (target.node.length !== child.node.length) {
+      throw new BlockError(
+        'invalid-option',
+        `the target has ${target.node.length} bytes, the node to copy from has ${child.node.length}`,
+      );
+    }
+    const { granularity } = options;
+    const { length } = child.node;
+    const lock = new RangeLock();
+    // The bits say what was copied, so that a new point in time costs what was copied since the last, not the disk's size.
+    const copied = new Bitmap(Math.ceil(length / granularity));
+    const copiedBytes = (): number => Math.min(copied.count * granularity, length);
+    let spare: Uint8Array | null = null;
+
+    /** Copies one run of old content. The buffer is kept for the next where it was done at once. */
+    const copyRun = (offset: number, size: number): Done => {
+      const buffer = spare !== null && spare.length >= size ? spare : new Uint8Array(Math.max(size, granularity));
+      spare = null;
+      const old = buffer.subarray(0, size);
+      const reading = child.node.read(offset, old);
+      const copying =
+        reading === undefined
+          ? target.node.write(offset, old, writeFlags.none)
+          : reading.then(() => target.node.write(offset, old, writeFlags.none));
+      const enter = (): void => copied.set(offset / granularity, Math.ceil(size / granularity));
+      if (copying !== undefined) return copying.then(enter);
+      spare = buffer;
+      enter();
+      return undefined;
+    };
+
+    const isCopied = (offset: number, size: number): boolean => {
+      if (size === 0) return true;
+      const end = Math.floor((offset + size - 1) / granularity) + 1;
+      return copied.nextClear(Math.floor(offset / granularity), end) < 0;
+    };
+
+    /** Copies what is left to copy in whole granules around the range. */
+    const copyOld = (offset: number, size: number): Done => {
+      const end = Math.ceil((offset + size) / granularity);
+      for (;;) {
+        const first = copied.nextClear(Math.floor(offset / granularity), end);
+        if (first < 0) return undefined;
+        const next = copied.nextSet(first, end);
+        const from = first * granularity;
+        const until = Math.min((next < 0 ? end : next) * granularity, length);
+        const done = copyRun(from, Math.min(until - from, copyBytesMax));
+        if (done !== undefined) return done.then(() => copyOld(offset, size));
+      }
+    };
+
+    const notSaved = (error: unknown): never => {
+      const cause = toBlockError(error, 'the old content could not be saved, so the write was not made');
+      throw new BlockError(cause.code, cause.message, { errno: cause.errno, cause });
+    };
+
+    /** Issues a change after the copy of what it overwrites, in its turn among overlapping ones. */
+    const changing = (offset: number, size: number, change: () => Done): Done => {
+      if (lock.idle && isCopied(offset, size)) return change();
+      const start = Math.floor(offset / granularity) * granularity;
+      const end = Math.min(Math.ceil((offset + size) / granularity) * granularity, length);
+      return lock.run(start, end - start, false, () => {
+        let saved: Done;
+        try {
+          saved = copyOld(offset, size);
+        } catch (error) {
+          return notSaved(error);
+        }
+        return saved === undefined ? change() : saved.catch(notSaved).then(change);
+      });
+    };
+
+    const below = passThrough(child);
+    return {
+      ...below,
+      get length() {
+        return child.node.length;
+      },
+      write: (offset, from, flags) => {
+        // What is copied already and disturbs nobody takes no closure.
+        if (lock.idle && isCopied(offset, from.length)) return child.node.write(offset, from, flags);
+        return changing(offset, from.length, () => child.node.write(offset, from, flags));
+      },
+      writeZeroes: (offset, size, flags) => changing(offset, size, () => child.node.writeZeroes(offset, size, flags)),
+      discard: (offset, size) => changing(offset, size, () => child.node.discard(offset, size)),
+      settle: () => (lock.idle ? undefined : lock.settled()),
+      forgetCopies: () => copied.clearAll(),
+      markCopied: (offset, size) => {
+        const first = Math.ceil(offset / granularity);
+        const end = offset + size >= length ? copied.bits : Math.floor((offset + size) / granularity);
+        if (end > first) copied.set(first, end - first);
+      },
+      get copiedBytes() {
+        return copiedBytes();
+      },
+      info: () => ({ 'copied-bytes': copiedBytes(), granularity }),
+    };
+  },
+});
