@@ -1,22 +1,22 @@
 /**
  * The configuration file of one daemon: YAML in, a `PairConfig` out, everything checked.
  *
- * Each error is one line that begins `FILE:LINE:COLUMN:` and says what was expected there. Unknown keys are refused, with
- * the nearest known one as a suggestion, so that a typo never becomes a default. Paths are relative to the file's folder.
+ * Each error is one line that begins `FILE:LINE:COLUMN:` and says what was expected there. Unknown keys are refused,
+ * with the nearest known one as a suggestion, so that a typo never becomes a default. Paths are relative to the file's
+ * folder.
  */
 import { readFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join, resolve } from 'node:path';
 import { isMap, isNode, LineCounter, type Node, parseDocument } from 'yaml';
 import { z } from 'zod';
 import type { SocketAddress } from '../host/host.ts';
-import type { PairConfig } from '../pair/config.ts';
+import { disksMax, isLoopback, isWildcard, type PairConfig, pairDefaults } from '../pair/config.ts';
 import { describeIssues } from '../qmp/check.ts';
 import { BlockError } from '../util/errors.ts';
 import { nearest } from './nearest.ts';
-import { isLoopback, isWildcard, parseAddress, parseSize } from './units.ts';
+import { parseAddress, parseSize } from './units.ts';
 
 const configBytesMax = 1 << 20;
-const disksMax = 64;
 /** Node names are made from it (`NAME-replication`), and QEMU allows those 31 characters. */
 const diskNameLengthMax = 19;
 const sectorBytes = 512;
@@ -68,14 +68,14 @@ const configSchema = z.strictObject({
   }),
   peer: z.strictObject({ name: word, supervisor: address }),
   advertise: z.strictObject({ replication: address.optional() }).optional(),
-  store: z.enum(['mirror']).default('mirror'),
-  acknowledge: z.enum(['flush', 'remote']).default('flush'),
-  degraded: z.enum(['continue', 'stop']).default('continue'),
-  'stall-ms-max': milliseconds(100, 60_000).default(2000),
-  'heartbeat-ms': milliseconds(10, 60_000).default(500),
-  'peer-timeout-ms': milliseconds(50, 600_000).default(2500),
-  window: size.default(16 * 2 ** 20),
-  overwrite: word.nullable().default(null),
+  store: z.enum(['mirror']).default(pairDefaults.store),
+  acknowledge: z.enum(['flush', 'remote']).default(pairDefaults.acknowledge),
+  degraded: z.enum(['continue', 'stop']).default(pairDefaults.degraded),
+  'stall-ms-max': milliseconds(100, 60_000).default(pairDefaults.stallMsMax),
+  'heartbeat-ms': milliseconds(10, 60_000).default(pairDefaults.heartbeatMs),
+  'peer-timeout-ms': milliseconds(50, 600_000).default(pairDefaults.peerTimeoutMs),
+  window: size.default(pairDefaults.windowBytes),
+  overwrite: word.nullable().default(pairDefaults.overwrite),
   insecure: z.boolean().default(false),
 });
 
@@ -138,8 +138,9 @@ export function parseConfig(text: string, file: string, options: ConfigOptions =
   const content: unknown = document.toJS({ maxAliasCount: 0 });
   const checked = configSchema.safeParse(content);
   if (!checked.success) return found(checked.error.issues.flatMap((issue) => findingsOf(issue, content)));
-  const findings = contradictions(checked.data, options.insecure === true || checked.data.insecure);
-  return findings.length > 0 ? found(findings) : toPairConfig(checked.data, file, options);
+  const insecure = options.insecure === true || checked.data.insecure;
+  const findings = contradictions(checked.data, insecure);
+  return findings.length > 0 ? found(findings) : { ...toPairConfig(checked.data, file, options), insecure };
 }
 
 function toPairConfig(config: ConfigFile, file: string, options: ConfigOptions): PairConfig {
@@ -235,7 +236,9 @@ function keysAt(path: Path): string[] {
   return at instanceof z.ZodObject ? Object.keys(at.shape) : [];
 }
 
-/** Where a finding is shown: at the value, or at the key, or (where there is neither) at the nearest thing around it. */
+/**
+ * Where a finding is shown: at the value, or at the key, or (where there is neither) at the nearest thing around it.
+ */
 function offsetOf(contents: Node | null, finding: Finding): number {
   let node: unknown = contents;
   let offset = contents?.range?.[0] ?? 0;

@@ -1,7 +1,7 @@
 /**
- * A daemon's data folder has one instance (pair.md 18): whoever holds the lock on `DIR/lock` is it, and has written into
- * `DIR/daemon.json` who that is. The lock is the system's and goes with the process, so a file left behind by a killed
- * one never keeps anybody out.
+ * A daemon's data folder has one instance (pair.md 18): whoever holds the lock on `DIR/lock` is it, and has written
+ * into `DIR/daemon.json` who that is. The lock is the system's and goes with the process, so a file left behind by a
+ * killed one never keeps anybody out.
  */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join, relative } from 'node:path';
@@ -66,6 +66,18 @@ async function describeHolder(path: string): Promise<string> {
 async function holderLives(path: string): Promise<boolean> {
   const holder = await readHolder(path);
   return holder !== null && holder.pid !== process.pid && processLives(holder.pid);
+}
+
+/** True if a process holds the folder. */
+export async function folderIsHeld(host: Host, path: string): Promise<boolean> {
+  const file = join(path, 'lock');
+  if ((await host.files.stat(file)) === null) return false;
+  const lock = await host.files.open(file, { access: 'read' });
+  try {
+    return lock.locks === null ? await holderLives(path) : lock.locks.heldByOther(lockByte);
+  } finally {
+    await lock.close();
+  }
 }
 
 /** True if there is such a process (it may be a zombie of ours that is not yet reaped, or another program by now). */

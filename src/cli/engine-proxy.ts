@@ -1,8 +1,8 @@
 /**
  * The engine in its own thread, seen from the main thread: a `QmpTarget` like any other.
  *
- * Every command is answered: if the thread ends, those that wait are rejected with `shutting-down`, and so is every later
- * one; `ended` then says why.
+ * Every command is answered: if the thread ends, those that wait are rejected with `shutting-down`, and so is every
+ * later one; `ended` then says why.
  */
 import { Worker } from 'node:worker_threads';
 import type { QmpEvent, QmpTarget } from '../qmp/target.ts';

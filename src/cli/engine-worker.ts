@@ -1,7 +1,7 @@
 /**
- * The engine's own thread in the daemon: a disk that stalls in a system call must not silence the heartbeat, which lives
- * in the main thread (design: "The data path"). Commands come in and answers go out as messages; bytes of the disk never
- * cross threads.
+ * The engine's own thread in the daemon: a disk that stalls in a system call must not silence the heartbeat, which
+ * lives in the main thread (design: "The data path"). Commands come in and answers go out as messages; bytes of the
+ * disk never cross threads.
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { drivers } from '../drivers/index.ts';

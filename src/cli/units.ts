@@ -1,6 +1,6 @@
 /**
- * Sizes, times and addresses as people write and read them. Bytes are numbers; a size in text has a binary unit (`1GiB`)
- * or none; what is shown is rounded to three digits.
+ * Sizes, times and addresses as people write and read them. Bytes are numbers; a size in text has a binary unit
+ * (`1GiB`) or none; what is shown is rounded to three digits.
  */
 import type { SocketAddress } from '../host/host.ts';
 
@@ -71,14 +71,4 @@ export function parseAddress(text: string): SocketAddress | null {
 export function formatAddress(address: SocketAddress): string {
   if (address.type === 'unix') return `unix:${address.path}`;
   return address.host.includes(':') ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`;
-}
-
-/** True if only this machine can reach it. */
-export function isLoopback(address: SocketAddress): boolean {
-  return address.type === 'unix' || /^(127\.|::1$|localhost$)/i.test(address.host);
-}
-
-/** True if it listens on every address of the machine, so that nobody can connect to it as written. */
-export function isWildcard(address: SocketAddress): boolean {
-  return address.type === 'inet' && (address.host === '0.0.0.0' || /^[0:]+$/.test(address.host));
 }

@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { parseConfig, readConfig } from '../../src/cli/config.ts';
+import { checkPairConfig } from '../../src/pair/config.ts';
 import { BlockError } from '../../src/util/errors.ts';
 
 const root = join(import.meta.dirname, '..', '..');
@@ -42,6 +43,7 @@ test('the example file is a correct configuration, with the defaults that it say
   const defaults = example.indexOf('# What follows are the defaults');
   assert.notEqual(defaults, -1);
   assert.deepEqual(parseConfig(example.slice(0, defaults), exampleFile), config);
+  checkPairConfig(config);
 });
 
 test('the README shows the example file as it is', () => {

@@ -7,8 +7,6 @@ import {
   formatDuration,
   formatMoment,
   formatSize,
-  isLoopback,
-  isWildcard,
   parseAddress,
   parseSize,
 } from '../../src/cli/units.ts';
@@ -49,20 +47,6 @@ test('addresses read back as they are written', () => {
   for (const text of ['localhost', ':80', '127.0.0.1:65536', 'unix:', '::1:80', 'a b:1']) {
     assert.equal(parseAddress(text), null, text);
   }
-});
-
-test('loopback and wildcard addresses are told apart from others', () => {
-  const address = (text: string) => parseAddress(text) ?? assert.fail(text);
-  for (const text of ['127.0.0.1:1', '127.9.9.9:1', '[::1]:1', 'localhost:1', 'unix:/a']) {
-    assert.equal(isLoopback(address(text)), true, text);
-  }
-  for (const text of ['0.0.0.0:1', '[::]:1', '10.0.0.1:1', '[::1:2]:1', 'localhost.example:1']) {
-    assert.equal(isLoopback(address(text)), false, text);
-  }
-  assert.deepEqual(
-    ['0.0.0.0:1', '[::]:1', '[::1]:1', 'unix:/0'].map((text) => isWildcard(address(text))),
-    [true, true, false, false],
-  );
 });
 
 test('a typo finds its word, something else finds none', () => {

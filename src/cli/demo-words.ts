@@ -1,0 +1,53 @@
+/** What the demo says: who serves and how to use it, who is gone and what can be done, and the live line. */
+import type { DaemonStatus } from './daemon-status.ts';
+import type { DemoDaemon } from './demo-daemon.ts';
+import { describeState } from './status.ts';
+import { formatSize } from './units.ts';
+
+/** True if users get the disk there now. */
+export function isServing(status: DaemonStatus): boolean {
+  return status.role === 'primary' && status.uri !== null;
+}
+
+/** The disk's URI, and a line for each way to use it. */
+export function describeUses(status: DaemonStatus): string {
+  const uri = status.uri ?? '';
+  const { hostname, port, pathname } = new URL(uri);
+  return `
+${status.name} serves the disk:  ${uri}
+
+  qemu        qemu-system-x86_64 -drive file=${uri},format=raw,if=virtio
+  nbdcopy     nbdcopy disk.img ${uri}
+  nbd-client  nbd-client ${hostname} ${port} /dev/nbd0 -name ${pathname.slice(1)}
+
+  In another shell: npx blockstep status | failover | switch.  Ctrl-C stops both sides; the data stay.
+`;
+}
+
+/** What happened to a daemon that does not answer, and what a person may do now. */
+export function describeEnding(daemon: DemoDaemon, all: readonly DemoDaemon[], configFile: string): string {
+  const { ending } = daemon;
+  const how =
+    ending === null
+      ? `does not answer: ${daemon.error?.message ?? ''}`
+      : `died (${ending.signal ?? `exit code ${ending.code}`})`;
+  const other = all.find((one) => one !== daemon && one.status !== null);
+  const next =
+    other?.status?.role === 'secondary'
+      ? `${other.name} has every flushed write: npx blockstep failover makes it serve`
+      : other === undefined
+        ? 'nobody serves now'
+        : `${other.name} goes on serving alone`;
+  const again = ending === null ? '' : `; npx blockstep run -c ${configFile} starts ${daemon.name} again`;
+  return `${daemon.name} ${how}. ${next}${again}`;
+}
+
+/** The live line: roles, state, bytes forwarded, lag. */
+export function describePair(all: readonly DemoDaemon[]): string {
+  const roles = all.map((one) => `${one.name} ${one.status === null ? 'gone' : (one.status.role ?? 'no role')}`);
+  const shown = all.find((one) => one.status?.role === 'primary') ?? all.find((one) => one.status !== null);
+  if (shown?.status == null) return roles.join(', ');
+  const { status } = shown;
+  const forwarded = `${formatSize(status.forwardedBytes)} forwarded`;
+  return [roles.join(', '), describeState(status), forwarded, `lag ${formatSize(status.lagBytes)}`].join(' · ');
+}
