@@ -1,0 +1,82 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { allPermissions, permissionBits } from '../../src/block/child.ts';
+import { copiesBeforeWrite } from '../../src/block/copies-before-write.ts';
+import { BlockGraph } from '../../src/block/graph.ts';
+import type { BlockParent } from '../../src/block/graph-view.ts';
+import { DriverRegistry } from '../../src/block/registry.ts';
+import { copyBeforeWriteDriver } from '../../src/drivers/copy-before-write.ts';
+import { memoryDriver } from '../../src/drivers/memory.ts';
+import { shadowDriver } from '../../src/drivers/shadow.ts';
+import { createHost } from '../../src/host/index.ts';
+
+const size = 256 * 1024 + 1536;
+
+async function chain() {
+  const graph = new BlockGraph(
+    createHost(),
+    new DriverRegistry([memoryDriver, shadowDriver, copyBeforeWriteDriver]),
+    new Map(),
+    () => undefined,
+  );
+  await graph.add({ driver: 'memory', 'node-name': 'disk', size });
+  const file = { driver: 'memory', size: 0 };
+  await graph.add({ driver: 'shadow', 'node-name': 'hidden', file, backing: 'disk', 'grow-bytes': 65536 });
+  await graph.add({ driver: 'shadow', 'node-name': 'active', file, backing: 'hidden', 'grow-bytes': 65536 });
+  await graph.add({ driver: 'copy-before-write', 'node-name': 'copying', file: 'disk', target: 'hidden' });
+  const parent: BlockParent = { description: 'the test', drainBegin: () => undefined, drainEnd: () => undefined };
+  const { 'consistent-read': read, write } = permissionBits;
+  await graph.use('copying', parent, { needs: read | write, shares: allPermissions });
+  await graph.use('active', parent, { needs: read | write, shares: allPermissions });
+  const node = (name: string) => graph.find(name).node;
+  return { graph, primary: node('copying'), top: node('active'), hidden: node('hidden'), disk: node('disk') };
+}
+
+type Step =
+  | { at: 'primary' | 'top'; kind: 'write' | 'zero'; offset: number; length: number; fill: number }
+  | { at: 'checkpoint' };
+
+const step: fc.Arbitrary<Step> = fc.oneof(
+  {
+    weight: 12,
+    arbitrary: fc.record({
+      at: fc.constantFrom('primary' as const, 'top' as const),
+      kind: fc.constantFrom('write' as const, 'write' as const, 'zero' as const),
+      offset: fc.nat(size - 1),
+      length: fc.integer({ min: 1, max: 30000 }),
+      fill: fc.integer({ min: 1, max: 255 }),
+    }),
+  },
+  { weight: 1, arbitrary: fc.record({ at: fc.constant('checkpoint' as const) }) },
+);
+
+test('the top shows the last checkpoint plus its own writes, whatever the primary writes below', async () => {
+  await fc.assert(
+    fc.asyncProperty(fc.array(step, { maxLength: 60 }), async (steps) => {
+      const { primary, top, hidden, disk } = await chain();
+      const model = { disk: new Uint8Array(size), top: new Uint8Array(size) };
+      for (const one of steps) {
+        if (one.at === 'checkpoint') {
+          await top.makeEmpty?.();
+          await hidden.makeEmpty?.();
+          copiesBeforeWrite(primary)?.forgetCopies();
+          model.top = model.disk.slice();
+          continue;
+        }
+        const length = Math.min(one.length, size - one.offset);
+        const node = one.at === 'primary' ? primary : top;
+        const fill = one.kind === 'zero' ? 0 : one.fill;
+        if (one.kind === 'zero') await node.writeZeroes(one.offset, length, 0);
+        else await node.write(one.offset, new Uint8Array(length).fill(fill), 0);
+        (one.at === 'primary' ? model.disk : model.top).fill(fill, one.offset, one.offset + length);
+        const seen = new Uint8Array(size);
+        await top.read(0, seen);
+        assert.ok(Buffer.from(seen).equals(model.top), 'the top');
+        await disk.read(0, seen);
+        assert.ok(Buffer.from(seen).equals(model.disk), 'the disk');
+      }
+    }),
+    { numRuns: 60 },
+  );
+});
