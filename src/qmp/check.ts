@@ -25,11 +25,11 @@ export function describeIssues(issues: readonly Issue[], root: string, value: un
 }
 
 function describeIssue(issue: Issue, root: string, value: unknown): string {
-  const field = fieldName(root, issue.path);
+  const field = fieldName(root, issue.path) || 'options';
   const got = valueAt(value, issue.path);
   switch (issue.code) {
     case 'unrecognized_keys':
-      return `${fieldName(field, issue.keys.slice(0, 1))}: is unexpected`;
+      return `${fieldName(fieldName(root, issue.path), issue.keys.slice(0, 1))}: is unexpected`;
     case 'invalid_type':
       if (got === undefined && issue.path.length > 0) return `${field}: is missing`;
       return `${field}: expected ${kindName(issue.expected)}, got ${describeValue(got)}`;
@@ -38,7 +38,7 @@ function describeIssue(issue: Issue, root: string, value: unknown): string {
       return `${field}: expected ${listOf(issue.values.map(String))}, got ${describeValue(got)}`;
     case 'invalid_union': {
       const branch = closestBranch(issue.errors);
-      if (branch !== undefined) return describeIssue(branch, field, got);
+      if (branch !== undefined) return describeIssue(branch, fieldName(root, issue.path), got);
       if (got === undefined && issue.path.length > 0) return `${field}: is missing`;
       return `${field}: ${issue.message}, got ${describeValue(got)}`;
     }

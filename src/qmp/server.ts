@@ -8,6 +8,7 @@
  */
 import type { Host, HostListener, HostStream, SocketAddress, StreamReceiver } from '../host/host.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
+import { deferred } from '../util/later.ts';
 import { encodeMessage, errorCodeMember, JsonStream } from './json-stream.ts';
 import type { QmpEvent, QmpTarget } from './target.ts';
 import { version } from './version.ts';
@@ -19,6 +20,8 @@ export const qmpServerLimits = {
   queuedMax: 8,
   /** bytes that may wait for a client that does not read */
   unsentBytesMax: 64 * 1024 * 1024,
+  /** milliseconds that a client may take to read its last answers when the server closes */
+  closeMsMax: 1000,
 } as const;
 
 const receiveBytes = 16 * 1024;
@@ -50,11 +53,19 @@ export class QmpServer {
     return this.#sessions.size;
   }
 
-  /** Stops listening, and hangs up every client once what it was answered is sent. */
+  /**
+   * Stops listening and hangs up every client: the command that runs is still answered, those behind it are not. Done
+   * when the clients are gone; one that does not read is hung up after `closeMsMax`.
+   */
   async close(): Promise<void> {
     this.#closed = true;
-    await Promise.all(this.#listeners.splice(0).map((listener) => listener.close()));
-    for (const session of this.#sessions) session.end();
+    const sessions = [...this.#sessions];
+    const timer = this.#host.clock.after(qmpServerLimits.closeMsMax, () => {
+      for (const session of sessions) session.hangUp();
+    });
+    const gone = sessions.map((session) => session.close());
+    await Promise.all([...gone, ...this.#listeners.splice(0).map((listener) => listener.close())]);
+    timer.cancel();
   }
 
   #accepted(stream: HostStream): void {
@@ -91,6 +102,7 @@ class QmpSession implements StreamReceiver {
   #inputEnded: boolean = false;
   #unsentBytes = 0;
   #unsubscribe: (() => void) | null = null;
+  readonly #finished = deferred();
 
   constructor(stream: HostStream, target: QmpTarget, gone: () => void) {
     this.#stream = stream;
@@ -107,11 +119,17 @@ class QmpSession implements StreamReceiver {
     this.#stream.start(this);
   }
 
-  /** Hangs up once everything is sent. */
-  end(): void {
-    if (this.#over) return;
+  /** No more commands are taken; hangs up when the one that runs is answered. Done when the connection is gone. */
+  close(): Promise<void> {
+    this.#queue.length = 0;
+    this.#inputEnded = true;
+    if (!this.#running) this.#end();
+    return this.#finished.promise;
+  }
+
+  hangUp(): void {
     this.#leave();
-    this.#stream.end();
+    this.#stream.destroy();
   }
 
   space(): Uint8Array {
@@ -119,6 +137,7 @@ class QmpSession implements StreamReceiver {
   }
 
   received(count: number): void {
+    if (this.#inputEnded) return;
     this.#json.push(this.#room.subarray(0, count));
     if (this.#queue.length > qmpServerLimits.queuedMax && !this.#paused) {
       this.#paused = true;
@@ -129,8 +148,9 @@ class QmpSession implements StreamReceiver {
 
   ended(error: Error | null): void {
     this.#inputEnded = true;
+    this.#finished.resolve();
     if (error !== null) this.#leave();
-    else if (!this.#running) this.end();
+    else if (!this.#running) this.#end();
   }
 
   /** Runs what is queued, one command after the other. */
@@ -140,9 +160,9 @@ class QmpSession implements StreamReceiver {
     this.#drainQueue().then(
       () => {
         this.#running = false;
-        if (this.#inputEnded) this.end();
+        if (this.#inputEnded) this.#end();
       },
-      () => this.#hangUp(),
+      () => this.hangUp(),
     );
   }
 
@@ -197,7 +217,7 @@ class QmpSession implements StreamReceiver {
   #send(message: object): Promise<void> | undefined {
     if (this.#over) return undefined;
     if (this.#unsentBytes > qmpServerLimits.unsentBytesMax) {
-      this.#hangUp();
+      this.hangUp();
       return undefined;
     }
     const bytes = encodeMessage(message);
@@ -209,9 +229,11 @@ class QmpSession implements StreamReceiver {
     });
   }
 
-  #hangUp(): void {
+  /** Hangs up once everything is sent. */
+  #end(): void {
+    if (this.#over) return;
     this.#leave();
-    this.#stream.destroy();
+    this.#stream.end();
   }
 
   #leave(): void {

@@ -37,7 +37,7 @@ test('messages need no newline between them, and may hold any white space', () =
   ]);
 });
 
-test('strings may stand in single quotes, and \\\' is an escape in both kinds', () => {
+test("strings may stand in single quotes, and \\' is an escape in both kinds", () => {
   assert.deepEqual(feed([`{'a':'say "hi"','b':"it\\'s",'c':'it\\'s','d':'\\n\\\\'}`]).values, [
     { a: 'say "hi"', b: "it's", c: "it's", d: '\n\\' },
   ]);
@@ -92,7 +92,7 @@ test('brackets beyond the limit of depth are reported once and their line is pas
 test('a member named __proto__ is an ordinary member', () => {
   const [value] = feed(['{"__proto__":{"polluted":true}}']).values;
   assert.deepEqual(Object.keys(value as object), ['__proto__']);
-  assert.equal(({} as Record<string, unknown>)['polluted'], undefined);
+  assert.equal(({} as Record<string, unknown>).polluted, undefined);
 });
 
 test('fed byte by byte or in any pieces, the values are the same', () => {

@@ -1,0 +1,99 @@
+/** The commands about the graph. */
+import type { z } from 'zod';
+import type { NodeInfo } from '../../block/graph-view.ts';
+import type { Handlers } from '../../qmp/command.ts';
+import type { blockDeviceInfo, blockSchema } from '../../qmp/schema/block.ts';
+import { BlockError } from '../../util/errors.ts';
+import type { Engine } from '../engine.ts';
+
+export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
+  const { graph } = engine;
+  return {
+    'blockdev-add': async (options) => {
+      if (options['node-name'] === undefined) {
+        throw new BlockError('invalid-option', 'arguments.node-name: is missing');
+      }
+      await graph.add(options);
+    },
+    'blockdev-del': (args) => graph.remove(args['node-name']),
+    'x-blockdev-change': ({ parent, child, node }) => {
+      if ((child === undefined) === (node === undefined)) {
+        throw new BlockError(
+          'invalid-option',
+          'arguments: give exactly one of "child" (to take away) and "node" (to add)',
+        );
+      }
+      if (node !== undefined) return graph.addChild(parent, node);
+      return graph.removeChild(parent, child ?? '');
+    },
+    block_resize: ({ device, 'node-name': nodeName, size }) => {
+      const name = nodeName ?? device;
+      if (name === undefined || (nodeName !== undefined && device !== undefined)) {
+        throw new BlockError('invalid-option', 'arguments: give exactly one of "node-name" and "device"');
+      }
+      return graph.resize(name, size);
+    },
+    'query-named-block-nodes': () => {
+      const nodes = graph.list();
+      const byName = new Map(nodes.map((node) => [node.nodeName, node]));
+      return nodes.map((node) => describeNode(node, byName));
+    },
+  };
+}
+
+type Nodes = ReadonlyMap<string, NodeInfo>;
+
+/** QEMU's BlockDeviceInfo. There are no rate limits, no write threshold and no encryption here: the zeroes are true. */
+function describeNode(node: NodeInfo, nodes: Nodes): z.input<typeof blockDeviceInfo> {
+  const file = fileOf(node, nodes);
+  const backing = backingOf(node, nodes);
+  const info = node.node.info?.();
+  const detectZeroes = node.options['detect-zeroes'];
+  return {
+    file,
+    'node-name': node.nodeName,
+    ro: node.readOnly,
+    drv: node.driver,
+    ...(backing === undefined ? {} : { backing_file: fileOf(backing, nodes) }),
+    backing_file_depth: backingDepth(node, nodes),
+    children: node.children.map(({ name, nodeName }) => ({ child: name, 'node-name': nodeName })),
+    active: true,
+    encrypted: false,
+    detect_zeroes: detectZeroes === 'on' || detectZeroes === 'unmap' ? detectZeroes : 'off',
+    bps: 0,
+    bps_rd: 0,
+    bps_wr: 0,
+    iops: 0,
+    iops_rd: 0,
+    iops_wr: 0,
+    image: { filename: file, format: node.driver, 'virtual-size': node.node.length },
+    cache: { writeback: true, direct: cacheOption(node, 'direct'), 'no-flush': cacheOption(node, 'no-flush') },
+    write_threshold: 0,
+    parents: [...node.parents],
+    ...(info === undefined ? {} : { info }),
+  };
+}
+
+/** The file below, found through the children that hold it alone, or the options as QEMU writes them. */
+function fileOf(node: NodeInfo, nodes: Nodes): string {
+  const { filename } = node.options;
+  if (typeof filename === 'string') return filename;
+  const [below] = node.children.filter(({ role }) => role === 'file' || role === 'filtered');
+  const child = below === undefined ? undefined : nodes.get(below.nodeName);
+  return child === undefined ? `json:${JSON.stringify(node.options)}` : fileOf(child, nodes);
+}
+
+function backingOf(node: NodeInfo, nodes: Nodes): NodeInfo | undefined {
+  const backing = node.children.find(({ role }) => role === 'backing');
+  return backing === undefined ? undefined : nodes.get(backing.nodeName);
+}
+
+function backingDepth(node: NodeInfo, nodes: Nodes): number {
+  const backing = backingOf(node, nodes);
+  return backing === undefined ? 0 : 1 + backingDepth(backing, nodes);
+}
+
+function cacheOption(node: NodeInfo, name: 'direct' | 'no-flush'): boolean {
+  const { cache } = node.options;
+  return typeof cache === 'object' && cache !== null && (cache as Record<string, unknown>)[name] === true;
+}

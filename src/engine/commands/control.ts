@@ -1,0 +1,21 @@
+/** The commands about the session and the process. */
+import type { Handlers } from '../../qmp/command.ts';
+import type { controlSchema } from '../../qmp/schema/control.ts';
+import { version } from '../../qmp/version.ts';
+import { BlockError } from '../../util/errors.ts';
+import type { Engine } from '../engine.ts';
+
+export function controlCommands(engine: Engine): Handlers<typeof controlSchema> {
+  return {
+    // The negotiation itself is the session's: an engine has no modes.
+    qmp_capabilities: ({ enable = [] }) => {
+      const [first] = enable;
+      if (first !== undefined)
+        throw new BlockError('invalid-option', `arguments.enable: there is no capability "${first}"`);
+    },
+    'query-version': () => version,
+    'query-commands': () => engine.commandNames.map((name) => ({ name })),
+    'query-status': () => ({ status: 'running', running: true, singlestep: false }),
+    quit: () => engine.requestQuit('host-qmp-quit'),
+  };
+}

@@ -1,0 +1,33 @@
+/** The commands about jobs. */
+import type { Handlers } from '../../qmp/command.ts';
+import type { jobSchema } from '../../qmp/schema/job.ts';
+import { BlockError } from '../../util/errors.ts';
+import type { Engine } from '../engine.ts';
+
+export function jobCommands(engine: Engine): Handlers<typeof jobSchema> {
+  const { jobs } = engine;
+  return {
+    'blockdev-mirror': (args) => startMirror(engine, args),
+    'query-jobs': () => jobs.list().map((job) => job.info()),
+    'query-block-jobs': () => jobs.list().map((job) => job.blockInfo()),
+    'job-pause': ({ id }) => jobs.find(id).pause(),
+    'job-resume': ({ id }) => jobs.find(id).resume(),
+    'job-cancel': ({ id }) => jobs.find(id).cancel(true),
+    'job-complete': ({ id }) => jobs.find(id).complete(),
+    'job-finalize': ({ id }) => jobs.find(id).finalize(),
+    'job-dismiss': ({ id }) => jobs.find(id).dismiss(),
+    'block-job-set-speed': ({ device, speed }) => jobs.find(device).setSpeed(speed),
+    'block-job-cancel': ({ device, force }) => jobs.find(device).cancel(force ?? false),
+    'block-job-pause': ({ device }) => jobs.find(device).pause(),
+    'block-job-resume': ({ device }) => jobs.find(device).resume(),
+    'block-job-complete': ({ device }) => jobs.find(device).complete(),
+    'block-job-finalize': ({ id }) => jobs.find(id).finalize(),
+    'block-job-dismiss': ({ id }) => jobs.find(id).dismiss(),
+  };
+}
+
+type MirrorArguments = Parameters<Handlers<typeof jobSchema>['blockdev-mirror']>[0];
+
+function startMirror(_engine: Engine, _args: MirrorArguments): Promise<void> {
+  return Promise.reject(new BlockError('not-supported', 'blockdev-mirror is not there yet'));
+}
