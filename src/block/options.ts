@@ -29,7 +29,8 @@ const commonShape = {
   cache: z.strictObject({ direct: z.boolean().optional(), 'no-flush': z.boolean().optional() }).optional(),
 } as const;
 
-const commonSchema = z.object(commonShape);
+/** Of every node, beside what its driver takes. */
+export const commonSchema = z.object(commonShape);
 
 /** For a driver's schema: a child, as the name of a node or as the options of a node to be made in place. */
 export const nodeReference: z.ZodType<NodeReference> = z.union(
