@@ -1,6 +1,9 @@
 /** All drivers of blockstep: the one file that imports them. A driver that is added gets its line here. */
 import type { DriverDefinition } from '../block/driver.ts';
+import { fileDriver } from './file.ts';
 import { memoryDriver } from './memory.ts';
 import { nullCoDriver } from './null-co.ts';
+import { quorumDriver } from './quorum.ts';
+import { rawDriver } from './raw.ts';
 
-export const drivers: readonly DriverDefinition[] = [memoryDriver, nullCoDriver];
+export const drivers: readonly DriverDefinition[] = [fileDriver, memoryDriver, nullCoDriver, quorumDriver, rawDriver];
