@@ -1,9 +1,17 @@
 /** All drivers of blockstep: the one file that imports them. A driver that is added gets its line here. */
 import type { DriverDefinition } from '../block/driver.ts';
+import { blkdebugDriver } from './blkdebug.ts';
 import { fileDriver } from './file.ts';
 import { memoryDriver } from './memory.ts';
 import { nullCoDriver } from './null-co.ts';
 import { quorumDriver } from './quorum.ts';
 import { rawDriver } from './raw.ts';
 
-export const drivers: readonly DriverDefinition[] = [fileDriver, memoryDriver, nullCoDriver, quorumDriver, rawDriver];
+export const drivers: readonly DriverDefinition[] = [
+  blkdebugDriver,
+  fileDriver,
+  memoryDriver,
+  nullCoDriver,
+  quorumDriver,
+  rawDriver,
+];
