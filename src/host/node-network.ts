@@ -5,7 +5,7 @@
  * - In: Node reads straight into the receiver's memory (`onread`); no Buffer is made, nothing is joined.
  * - Out: while nothing is pending, a send is one write on the socket's descriptor in the caller's turn; what the system
  *   does not take at once goes through `socket.write`, and so does all that follows until that has drained.
- * Both need the socket's handle, which Node does not document; `ownHandle` is the one place that takes it, and where it
+ * Both need the socket's handle, which Node does not document; `takeHandle` is the one place that takes it, and where it
  * finds none the stream works on events alone.
  */
 import * as fs from 'node:fs';
@@ -24,11 +24,20 @@ const keepAliveMs = 30_000;
 /** Where bytes land that arrive when the receiver may not be asked: the first of a stream, and the first after a pause. */
 const landingLength = 16_384;
 
+/** Whether streams work on their socket's handle, or on Node's documented events alone: slower, and the fallback. */
+export type StreamWay = 'handle' | 'events';
+
 export class NodeNetwork implements HostNetwork {
+  readonly #way: StreamWay;
+
+  constructor(way: StreamWay = 'handle') {
+    this.#way = way;
+  }
+
   async listen(address: SocketAddress, accepted: (stream: HostStream) => void): Promise<HostListener> {
     checkAddress(address);
     const server = net.createServer({ pauseOnConnect: true, noDelay: true, allowHalfOpen: true }, (socket) => {
-      accepted(new NodeStream(socket, address));
+      accepted(new NodeStream(socket, address, this.#way));
     });
     try {
       await listening(server, address);
@@ -63,7 +72,7 @@ export class NodeNetwork implements HostNetwork {
       socket.once('connect', () => {
         clearTimeout(timer);
         socket.off('error', failed);
-        resolve(new NodeStream(socket, address));
+        resolve(new NodeStream(socket, address, this.#way));
       });
       if (address.type === 'unix') socket.connect({ path: address.path });
       else socket.connect({ host: address.host, port: address.port }).setNoDelay(true);
@@ -110,22 +119,24 @@ class NodeStream implements HostStream {
   /** How the stream ended, once it has: null for a close, or the error. */
   #outcome: Error | null | undefined;
 
-  constructor(socket: net.Socket, address: SocketAddress) {
+  constructor(socket: net.Socket, address: SocketAddress, way: StreamWay) {
     this.peer = address.type === 'unix' ? 'unix' : hostAndPort(socket.remoteAddress ?? '?', socket.remotePort ?? 0);
-    const own = ownHandle(
-      socket,
-      () => this.#space(),
-      (count) => this.#arrived(count),
-    );
-    this.#socket = own.socket;
-    this.#fd = own.fd;
+    const handle = way === 'handle' ? takeHandle(socket) : null;
+    this.#fd = handle?.fd ?? -1;
+    if (handle === null) this.#socket = socket.on('data', (bytes: Uint8Array) => this.#handOver(bytes));
+    else {
+      const onread = {
+        buffer: () => this.#space(),
+        callback: (count: number) => this.#arrived(count),
+      };
+      this.#socket = new net.Socket({ handle, onread, allowHalfOpen: true } as unknown as net.SocketConstructorOpts);
+    }
     this.#socket.setKeepAlive(true, keepAliveMs);
     this.#socket.on('error', (error) => {
       this.#outcome ??= toBlockError(error, `connection to ${this.peer}`);
     });
     this.#socket.on('end', () => this.#otherSideEnded());
     this.#socket.on('close', () => this.#over(this.#outcome ?? null));
-    if (own.fallback) this.#socket.on('data', (bytes: Uint8Array) => this.#handOver(bytes));
     this.#socket.pause();
   }
 
@@ -209,10 +220,12 @@ class NodeStream implements HostStream {
     return this.#landing;
   }
 
-  #arrived(count: number): void {
+  /** Returns true: Node goes on reading. */
+  #arrived(count: number): true {
     if (this.#direct) {
       if (this.#reading === 'delivering' || this.#reading === 'paused') this.#receiver?.received(count);
     } else if (this.#landing !== undefined) this.#handOver(this.#landing.subarray(0, count));
+    return true;
   }
 
   /** Copies bytes that landed elsewhere into the receiver's space, as much as that takes at a time. */
@@ -264,13 +277,6 @@ class NodeStream implements HostStream {
   }
 }
 
-interface OwnSocket {
-  readonly socket: net.Socket;
-  readonly fd: number;
-  /** the handle could not be had: bytes come as 'data' events */
-  readonly fallback: boolean;
-}
-
 /** The part of a socket's handle that is used here; Node does not document it. */
 interface Handle {
   readonly fd: number;
@@ -278,25 +284,16 @@ interface Handle {
 }
 
 /**
- * Takes a connected, paused socket's handle into a new socket that reads into `space()`: only a socket's constructor
- * takes `onread`, and an accepted socket has been constructed already.
+ * Takes the handle out of a connected, paused socket, for a new one that reads where we say: only a socket's constructor
+ * takes `onread`, and an accepted socket has been constructed already. Null: this Node has no such handle.
  */
-function ownHandle(socket: net.Socket, space: () => Uint8Array, arrived: (count: number) => void): OwnSocket {
+function takeHandle(socket: net.Socket): Handle | null {
   const shell = socket as unknown as { _handle?: Handle | null };
   const handle = shell._handle;
-  if (!handle || !(handle.fd >= 0) || typeof handle.useUserBuffer !== 'function')
-    return { socket, fd: -1, fallback: true };
+  if (!handle || !(handle.fd >= 0) || typeof handle.useUserBuffer !== 'function') return null;
   shell._handle = null;
   socket.destroy(); // an empty shell now: its server no longer counts it
-  const onread = {
-    buffer: space,
-    callback(count: number) {
-      arrived(count);
-      return true;
-    },
-  };
-  const own = new net.Socket({ handle, onread, allowHalfOpen: true } as unknown as net.SocketConstructorOpts);
-  return { socket: own, fd: handle.fd, fallback: false };
+  return handle;
 }
 
 function listening(server: net.Server, address: SocketAddress): Promise<void> {
