@@ -18,9 +18,9 @@ export function check<Schema extends z.ZodType>(schema: Schema, value: unknown, 
   throw new BlockError('invalid-option', describeIssues(result.error.issues, root, value));
 }
 
-/** One line about the first thing that is wrong. */
+/** One line about the first thing that is wrong; a member that is not known comes first: it may be the missing one. */
 export function describeIssues(issues: readonly Issue[], root: string, value: unknown): string {
-  const issue = issues[0];
+  const issue = issues.find(({ code }) => code === 'unrecognized_keys') ?? issues[0];
   return issue === undefined ? `${root}: is not valid` : describeIssue(issue, root, value);
 }
 
