@@ -3,6 +3,7 @@ import type { DriverDefinition } from '../block/driver.ts';
 import { blkdebugDriver } from './blkdebug.ts';
 import { fileDriver } from './file.ts';
 import { memoryDriver } from './memory.ts';
+import { nbdDriver } from './nbd.ts';
 import { nullCoDriver } from './null-co.ts';
 import { quorumDriver } from './quorum.ts';
 import { rawDriver } from './raw.ts';
@@ -11,6 +12,7 @@ export const drivers: readonly DriverDefinition[] = [
   blkdebugDriver,
   fileDriver,
   memoryDriver,
+  nbdDriver,
   nullCoDriver,
   quorumDriver,
   rawDriver,
