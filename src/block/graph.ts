@@ -132,7 +132,8 @@ export class BlockGraph implements Graph {
           );
         }
         await vertex.node.resize(length);
-        this.tellChanged(vertex);
+        // What it stands on has changed as well, and may have other users.
+        for (const changed of downward([vertex])) this.tellChanged(changed);
       } finally {
         drained.end();
       }

@@ -42,7 +42,7 @@ class RawNode implements DriverNode {
   }
 
   get length(): number {
-    return this.size ?? this.child.node.length - this.start;
+    return this.size ?? Math.max(0, this.child.node.length - this.start);
   }
 
   read(offset: number, into: Uint8Array): Done {
