@@ -1,19 +1,23 @@
 /** All drivers of blockstep: the one file that imports them. A driver that is added gets its line here. */
 import type { DriverDefinition } from '../block/driver.ts';
 import { blkdebugDriver } from './blkdebug.ts';
+import { copyBeforeWriteDriver } from './copy-before-write.ts';
 import { fileDriver } from './file.ts';
 import { memoryDriver } from './memory.ts';
 import { nbdDriver } from './nbd.ts';
 import { nullCoDriver } from './null-co.ts';
 import { quorumDriver } from './quorum.ts';
 import { rawDriver } from './raw.ts';
+import { shadowDriver } from './shadow.ts';
 
 export const drivers: readonly DriverDefinition[] = [
   blkdebugDriver,
+  copyBeforeWriteDriver,
   fileDriver,
   memoryDriver,
   nbdDriver,
   nullCoDriver,
   quorumDriver,
   rawDriver,
+  shadowDriver,
 ];

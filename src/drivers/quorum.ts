@@ -130,8 +130,7 @@ class QuorumNode implements DriverNode {
     const name = `children.${this.childrenMade}`;
     const child = await this.context.attach(name, 'data', reference, (parents) => this.needs(parents));
     const { length } = child.node;
-    // A replication filter that is not connected yet has no length; in fifo it is never the first to be asked.
-    const fits = this.children.length === 0 || length === this.length || (this.fifo && length === 0);
+    const fits = this.children.length === 0 || length === this.length;
     if (!fits) {
       const message = `'${child.nodeName}' has ${length} bytes, '${this.children[0]?.nodeName}' has ${this.length}`;
       await this.context.detach(child);
