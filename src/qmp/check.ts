@@ -40,7 +40,7 @@ function describeIssue(issue: Issue, root: string, value: unknown): string {
       const branch = closestBranch(issue.errors);
       if (branch !== undefined) return describeIssue(branch, fieldName(root, issue.path), got);
       if (got === undefined && issue.path.length > 0) return `${field}: is missing`;
-      return `${field}: ${issue.message}, got ${describeValue(got)}`;
+      return `${field}: ${unionText(issue)}, got ${describeValue(got)}`;
     }
     case 'too_small':
       return `${field}: must be at least ${issue.minimum}${unitOf(issue.origin)}`;
@@ -49,6 +49,12 @@ function describeIssue(issue: Issue, root: string, value: unknown): string {
     default:
       return `${field}: ${issue.message}`;
   }
+}
+
+/** What a union expects: the values of its discriminator where it has one. */
+function unionText(issue: z.core.$ZodIssueInvalidUnion): string {
+  const options: unknown = 'options' in issue ? issue.options : undefined;
+  return Array.isArray(options) ? `expected ${listOf(options.map(String))}` : issue.message;
 }
 
 /** Of a union's branches the one that the value came closest to: its first fault lies deepest. */
