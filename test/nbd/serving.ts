@@ -57,11 +57,14 @@ export class TestClient {
   readonly stream: FakeStream;
   /** bytes of output that belong to the handshake */
   readonly #handshakeBytes: number;
+  /** lengths of the reads whose reply is simple */
   readonly #reads = new Map<bigint, number>();
+  readonly #structured: boolean;
 
   constructor(host: FakeHost, options: ClientOptions = {}) {
     this.stream = host.connect();
     const structured = options.structured ?? true;
+    this.#structured = structured;
     const contexts = options.contexts ?? [];
     this.stream.arrive(
       bytes(
@@ -76,7 +79,7 @@ export class TestClient {
   }
 
   send(...requests: RequestFields[]): void {
-    for (const fields of requests) {
+    for (const fields of this.#structured ? [] : requests) {
       if (fields.type === nbd.NBD_CMD_READ) this.#reads.set(BigInt(fields.cookie ?? 0), fields.length ?? 0);
     }
     this.stream.arrive(bytes(...requests.map(request)));

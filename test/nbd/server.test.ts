@@ -1,0 +1,405 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import * as nbd from '../../src/nbd/constants.ts';
+import { inflightBytesMax, inflightMax } from '../../src/nbd/session.ts';
+import { BlockError } from '../../src/util/errors.ts';
+import { type Deferred, deferred } from '../../src/util/later.ts';
+import { settle } from './fake-host.ts';
+import { MemoryBackend } from './memory-backend.ts';
+import { serving, TestClient } from './serving.ts';
+import { bytes, clientFlags, infoData, option, type RequestFields, request } from './wire.ts';
+
+const MiB = 1024 * 1024;
+
+/** Every call waits until the test ends it. */
+class SlowBackend extends MemoryBackend {
+  readonly calls: { readonly name: string; readonly end: Deferred }[] = [];
+
+  #wait(name: string): never {
+    const end = deferred();
+    this.calls.push({ name, end });
+    // The memory's methods answer at once; here they do not, and the contract allows both.
+    return end.promise as never;
+  }
+
+  override read(): undefined {
+    return this.#wait('read');
+  }
+
+  override write(): undefined {
+    return this.#wait('write');
+  }
+
+  override writeZeroes(): undefined {
+    return this.#wait('zeroes');
+  }
+
+  override discard(): undefined {
+    return this.#wait('discard');
+  }
+
+  override flush(): undefined {
+    return this.#wait('flush');
+  }
+
+  get names(): string[] {
+    return this.calls.map(({ name }) => name);
+  }
+
+  endAll(): void {
+    for (const { end } of this.calls.splice(0)) end.resolve();
+  }
+}
+
+const read = (cookie: number, length = 512): RequestFields => ({ type: nbd.NBD_CMD_READ, cookie, length });
+const write = (cookie: number, fill = 1): RequestFields => ({
+  type: nbd.NBD_CMD_WRITE,
+  cookie,
+  payload: new Uint8Array(512).fill(fill),
+});
+const flush = (cookie: number): RequestFields => ({ type: nbd.NBD_CMD_FLUSH, cookie });
+const cookies = (client: TestClient) => client.answers().map(({ cookie }) => Number(cookie));
+
+test('a batch of requests is answered with one send', async () => {
+  const { host } = await serving();
+  const client = new TestClient(host);
+  const before = client.stream.sent.length;
+  client.send(...Array.from({ length: 40 }, (_, cookie) => (cookie % 2 === 0 ? read(cookie, 4096) : write(cookie))));
+  assert.equal(client.stream.sent.length, before + 1);
+  assert.equal(client.answers().length, 40);
+});
+
+test('late replies of one turn leave together', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host } = await serving({ backend });
+  const client = new TestClient(host);
+  client.send(...Array.from({ length: 20 }, (_, cookie) => read(cookie)));
+  const before = client.stream.sent.length;
+  backend.endAll();
+  await settle();
+  assert.equal(client.answers().length, 20);
+  assert.equal(client.stream.sent.length, before + 1);
+});
+
+test('no more requests are in flight than the limit, the socket is not read on, and all are answered', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host } = await serving({ backend });
+  const client = new TestClient(host);
+  const count = inflightMax * 3;
+  for (let cookie = 0; cookie < count; cookie += 1) client.send(read(cookie));
+  assert.equal(backend.calls.length, inflightMax);
+  assert.ok(client.stream.paused && client.stream.undelivered > 0);
+  while (client.answers().length < count) {
+    assert.ok(backend.calls.length > 0 && backend.calls.length <= inflightMax);
+    backend.endAll();
+    await settle();
+  }
+  assert.deepEqual(
+    cookies(client).sort((a, b) => a - b),
+    Array.from({ length: count }, (_, cookie) => cookie),
+  );
+});
+
+test('the bytes in flight are bounded', async () => {
+  const backend = new SlowBackend(64 * MiB);
+  const { host } = await serving({ backend });
+  const client = new TestClient(host);
+  for (let cookie = 0; cookie < 20; cookie += 1) client.send(read(cookie, 16 * MiB));
+  assert.equal(backend.calls.length, inflightBytesMax / (16 * MiB));
+  client.stream.close();
+  backend.endAll();
+  await settle();
+});
+
+test('a client that does not read its replies is not read from, and gets them all when it reads again', async () => {
+  const { host } = await serving();
+  const client = new TestClient(host);
+  client.stream.stalled = true;
+  for (let cookie = 0; cookie < 200; cookie += 1) client.send(read(cookie, 4096));
+  await settle();
+  assert.ok(client.stream.undelivered > 0);
+  client.stream.drain();
+  await settle();
+  assert.equal(client.answers().length, 200);
+});
+
+test('paused, an export issues nothing; resumed as often, it goes on with what has arrived', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host, server } = await serving({ backend });
+  const client = new TestClient(host);
+  client.send(write(1));
+  const drained = server.pause('disk');
+  assert.ok(drained instanceof Promise, 'a request is in flight');
+  assert.equal(server.pause('other'), undefined);
+  let done = false;
+  void drained.then(() => {
+    done = true;
+  });
+  client.send(write(2), read(3));
+  const late = new TestClient(host);
+  late.send(read(4));
+  await settle();
+  assert.equal(done, false);
+  assert.deepEqual(backend.names, ['write']);
+  backend.endAll();
+  await drained;
+  assert.equal(server.pause('disk'), undefined);
+  await settle();
+  server.resume('disk');
+  await settle();
+  assert.deepEqual(backend.names, []);
+  server.resume('disk');
+  await settle();
+  assert.deepEqual(backend.names, ['write', 'read', 'read']);
+  backend.endAll();
+  await settle();
+  assert.deepEqual(cookies(client), [1, 2, 3]);
+});
+
+test('hung up: nothing new is issued, replies still go out, done when nothing is in flight', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host, server } = await serving({ backend });
+  const client = new TestClient(host);
+  const other = new TestClient(host);
+  client.send(write(1));
+  let done = false;
+  const gone = server.hangUp('disk').then(() => {
+    done = true;
+  });
+  client.send(write(2));
+  await settle();
+  assert.equal(other.stream.ending, true, 'an idle client is hung up at once');
+  assert.deepEqual([done, backend.names.length], [false, 1]);
+  backend.endAll();
+  await gone;
+  await settle();
+  assert.deepEqual(cookies(client), [1]);
+  assert.equal(client.stream.ending, true);
+});
+
+test('while an export is hung up, nobody begins on it', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host, server } = await serving({ backend });
+  new TestClient(host).send(write(1));
+  const gone = server.hangUp('disk');
+  const late = new TestClient(host);
+  late.send(write(2));
+  await settle();
+  assert.equal(backend.calls.length, 1);
+  assert.equal(late.stream.ending, true);
+  backend.endAll();
+  await gone;
+});
+
+test('the requests of a client that vanished are awaited before an export is free', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host, server } = await serving({ backend });
+  const client = new TestClient(host);
+  client.send(write(1), read(2));
+  client.stream.close(new Error('reset'));
+  await settle();
+  assert.equal(server.connections('disk'), 1);
+  let done = false;
+  const gone = server.hangUp('disk').then(() => {
+    done = true;
+  });
+  await settle();
+  assert.equal(done, false);
+  backend.endAll();
+  await gone;
+  assert.equal(server.connections('disk'), 0);
+});
+
+test('a client that does not go is cut off: neither stalled replies nor stuck requests keep its connection', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host, server } = await serving({ backend });
+  const client = new TestClient(host);
+  client.send(write(1));
+  const gone = server.hangUp('disk');
+  host.advance(1000);
+  assert.equal(client.stream.destroyed, true);
+  backend.endAll();
+  await gone;
+});
+
+test('NBD_CMD_DISC: what came before is answered, then the connection is closed', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host, server } = await serving({ backend });
+  const client = new TestClient(host);
+  client.send(write(1), { type: nbd.NBD_CMD_DISC }, write(2));
+  await settle();
+  assert.deepEqual([client.stream.ending, backend.names], [false, ['write']]);
+  backend.endAll();
+  await settle();
+  assert.deepEqual(cookies(client), [1]);
+  assert.equal(client.stream.ending, true);
+  client.stream.close();
+  assert.equal(server.connections('disk'), 0);
+  assert.equal(host.timers, 0);
+});
+
+test('more connections than allowed are not served, and a place that is free is', async () => {
+  const { host } = await serving({}, 2);
+  const first = new TestClient(host);
+  new TestClient(host);
+  assert.equal(host.connect().destroyed, true);
+  first.stream.close();
+  assert.equal(host.connect().destroyed, false);
+});
+
+test('closed, the server listens no more, and who haggles is cut off', async () => {
+  const { host, server } = await serving();
+  const client = new TestClient(host);
+  const haggling = host.connect();
+  await server.close();
+  assert.equal(host.listening, 0);
+  assert.equal(haggling.destroyed, true);
+  assert.equal(client.stream.ending, true);
+  await assert.rejects(server.listen({ type: 'unix', path: '/again' }), /closed/);
+});
+
+test('FUA and write-zeroes flags reach the backend; a trim with FUA is flushed before it is answered', async () => {
+  const calls: string[] = [];
+  const backend = new MemoryBackend(MiB);
+  Object.assign(backend, {
+    write: (offset: number, _from: Uint8Array, flags: number) => void calls.push(`write ${offset} ${flags}`),
+    writeZeroes: (offset: number, _length: number, flags: number) => void calls.push(`zeroes ${offset} ${flags}`),
+    discard: (offset: number) => void calls.push(`discard ${offset}`),
+    flush: () => void calls.push('flush'),
+  });
+  const { host } = await serving({ backend });
+  const client = new TestClient(host);
+  const { NBD_CMD_FLAG_FUA: fua, NBD_CMD_FLAG_NO_HOLE: noHole, NBD_CMD_FLAG_FAST_ZERO: fast } = nbd;
+  client.send({ ...write(1), flags: fua }, { type: nbd.NBD_CMD_WRITE_ZEROES, length: 1, flags: fua | noHole | fast });
+  client.send({ type: nbd.NBD_CMD_TRIM, length: 1, offset: 7 }, { type: nbd.NBD_CMD_TRIM, length: 1, flags: fua });
+  // "existing clients are known to set this bit on other commands" (Command flags, FUA).
+  client.send({ ...read(2), flags: fua }, { ...flush(3), flags: fua });
+  assert.deepEqual(calls, ['write 0 1', 'zeroes 0 7', 'discard 7', 'discard 0', 'flush', 'flush']);
+  assert.ok(client.answers().every(({ error }) => error === 0));
+});
+
+test('block status: descriptors of the backend, one with REQ_ONE, never beyond the request, one chunk a context', async () => {
+  const backend = new MemoryBackend(MiB);
+  Object.assign(backend, {
+    blockStatus: () => [
+      { length: 4096, zero: false, allocated: true },
+      { length: 4096, zero: true, allocated: false },
+      { length: 8192, zero: true, allocated: true },
+    ],
+  });
+  const { host } = await serving({ backend, ordered: true });
+  const client = new TestClient(host, { contexts: ['base:allocation', 'blockstep:ordered'] });
+  const status = { type: nbd.NBD_CMD_BLOCK_STATUS, length: 10_000 };
+  const answer = await client.ask(status);
+  const { NBD_STATE_HOLE: hole, NBD_STATE_ZERO: zero } = nbd;
+  assert.deepEqual(
+    [...answer.status.values()],
+    [
+      [
+        { length: 4096, flags: 0 },
+        { length: 4096, flags: hole | zero },
+        { length: 1808, flags: zero },
+      ],
+      [{ length: 10_000, flags: 0 }],
+    ],
+  );
+  const one = await client.ask({ ...status, flags: nbd.NBD_CMD_FLAG_REQ_ONE });
+  assert.deepEqual([...one.status.values()], [[{ length: 4096, flags: 0 }], [{ length: 10_000, flags: 0 }]]);
+});
+
+test('pair 3: an ordered flush is issued only after every earlier request has ended', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host } = await serving({ backend, ordered: true });
+  const client = new TestClient(host, { contexts: ['blockstep:ordered'] });
+  client.send(write(1), write(2), flush(3), write(4));
+  await settle();
+  assert.deepEqual(backend.names, ['write', 'write']);
+  backend.calls[0]?.end.resolve();
+  await settle();
+  assert.deepEqual(backend.names, ['write', 'write']);
+  backend.calls[1]?.end.resolve();
+  await settle();
+  assert.deepEqual(backend.names, ['write', 'write', 'flush', 'write']);
+  backend.endAll();
+  await settle();
+  assert.deepEqual(
+    client.answers().map(({ error }) => error),
+    [0, 0, 0, 0],
+  );
+});
+
+test('pair 3: without the ordered context a flush overtakes what was not answered', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host } = await serving({ backend, ordered: true });
+  new TestClient(host).send(write(1), flush(2));
+  await settle();
+  assert.deepEqual(backend.names, ['write', 'flush']);
+  backend.endAll();
+});
+
+test('pair 3: after a failed write an ordered flush fails, and every later request until the client connects again', async () => {
+  for (const later of [false, true]) {
+    const backend = new MemoryBackend(MiB);
+    let failing = true;
+    const flushes: string[] = [];
+    Object.assign(backend, {
+      write: () => {
+        if (!failing) return undefined;
+        const error = new BlockError('no-space', 'full');
+        if (later) return Promise.reject(error);
+        throw error;
+      },
+      flush: () => void flushes.push('flush'),
+    });
+    const { host } = await serving({ backend, ordered: true });
+    const client = new TestClient(host, { contexts: ['blockstep:ordered'] });
+    client.send(write(1), flush(2), write(3), read(4), flush(5));
+    await settle();
+    failing = false;
+    client.send(write(6));
+    await settle();
+    const errors = new Map(client.answers().map(({ cookie, error }) => [Number(cookie), error]));
+    assert.deepEqual([errors.get(1), errors.get(2), errors.get(5), errors.get(6)], [28, 5, 5, 5]);
+    assert.deepEqual(flushes, []);
+    const again = new TestClient(host, { contexts: ['blockstep:ordered'] });
+    again.send(write(7), flush(8));
+    await settle();
+    assert.deepEqual(
+      again.answers().map(({ error }) => error),
+      [0, 0],
+    );
+  }
+});
+
+test('pair 3: an ordered flush that waits is held by a drain, and dropped by a hang-up', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host, server } = await serving({ backend, ordered: true });
+  const client = new TestClient(host, { contexts: ['blockstep:ordered'] });
+  client.send(write(1), flush(2));
+  const drained = server.pause('disk');
+  backend.endAll();
+  await drained;
+  await settle();
+  assert.deepEqual(backend.names, []);
+  server.resume('disk');
+  await settle();
+  assert.deepEqual(backend.names, ['flush']);
+  client.send(write(3), flush(4));
+  const gone = server.hangUp('disk');
+  backend.endAll();
+  await gone;
+  await settle();
+  assert.deepEqual(backend.names, []);
+});
+
+test('a request that comes with the last option is served', async () => {
+  const { host } = await serving();
+  const stream = host.connect();
+  stream.arrive(bytes(clientFlags(), option(nbd.NBD_OPT_GO, infoData('disk')), request(flush(7))));
+  await settle();
+  const tail = Buffer.from(stream.output()).subarray(-16);
+  assert.deepEqual(
+    [tail.readUInt32BE(), tail.readUInt32BE(4), tail.readBigUInt64BE(8)],
+    [nbd.NBD_SIMPLE_REPLY_MAGIC, 0, 7n],
+  );
+});
