@@ -1,0 +1,312 @@
+/**
+ * The rows of commands: failover, switch, resolve, start --alone, stop. A refusal says what would be allowed instead.
+ */
+import type { Command, Decision, Given, PairState, Phase, Step } from './pair-state.ts';
+import { phases } from './pair-state.ts';
+import { aloneMode, aloneRecord, answer, commit, keep, plan, promote, send, sendAway, serveAlone } from './plans.ts';
+import { type Row, row } from './table.ts';
+
+const all = Object.keys(phases) as Phase[];
+const except = (...some: readonly Phase[]): Phase[] => all.filter((phase) => !some.includes(phase));
+
+const reply = (state: PairState, command: Command['name'], error: string | null, text = ''): Decision => ({
+  state,
+  now: [answer(command, error, text)],
+});
+
+/** The command is under way: the answer comes later. */
+const pending = (
+  state: PairState,
+  command: 'failover' | 'switch' | 'resolve' | 'start-alone',
+  forced = false,
+): PairState => ({
+  ...state,
+  pending: command,
+  forced,
+});
+
+const busy = (state: PairState, command: Command['name']): Decision | null =>
+  state.pending === null ? null : reply(state, command, `a ${state.pending} is under way`);
+
+// ---------------------------------------------------------------- failover and switch
+
+/** Why this side's data is nothing to go on with, or null (pair.md 10, 11, 15). */
+function unfit(state: PairState): string | null {
+  const disks = Object.keys(state.record.disks).join(', ');
+  if (state.record.generation === null) return `${state.self.name} holds nothing yet (disks ${disks})`;
+  if (state.record.store === 'incomplete') {
+    return `disks ${disks} on ${state.self.name} are incomplete: an unfinished sync left a mixture of two states`;
+  }
+  return null;
+}
+
+function failoverDetached(state: PairState, force: boolean, given: Given): Decision {
+  const reason = unfit(state);
+  if (reason !== null && !force) return reply(state, 'failover', `${reason}; \`--force\` takes it nevertheless`);
+  const answers = state.connected && state.peer?.role === 'primary';
+  if (!answers) return promote(pending(state, 'failover', force), given, null);
+  if (!force) return reply(state, 'failover', `${state.peer?.name} answers and is primary; \`--force\` stops it`);
+  return { state: pending(state, 'failover', true), now: [send({ type: 'stop-serving' })] };
+}
+
+function failoverConnected(state: PairState, force: boolean): Decision {
+  if (force) return { state: pending(state, 'failover', true), now: [send({ type: 'stop-serving' })] };
+  const why = unfit(state) ?? `${state.self.name} is not in step yet`;
+  return reply(state, 'failover', `the primary ${state.self.peer} answers, and ${why}; \`--force\` stops it`);
+}
+
+const askSwitch = (state: PairState, command: 'failover' | 'switch'): Decision => ({
+  state: pending(state, command),
+  now: [send({ type: 'switch-request' })],
+});
+
+const failoverRows: readonly Row[] = [
+  row(
+    'detached',
+    'command failover',
+    'promoting',
+    'promotes this side, unless it is incomplete or a primary answers (pair.md 14, 15)',
+    (state, { force }, given) => busy(state, 'failover') ?? failoverDetached(state, force, given),
+  ),
+  row(
+    'detaching',
+    'command failover',
+    'detaching',
+    'goes on when the session is closed',
+    (state, { force }) =>
+      busy(state, 'failover') ??
+      (unfit(state) === null || force
+        ? { state: pending(state, 'failover', force) }
+        : reply(state, 'failover', `${unfit(state)}; \`--force\` takes it nevertheless`)),
+  ),
+  row(
+    'following',
+    'command failover',
+    'following',
+    'the primary answers and is in step: a switchover (pair.md 15)',
+    (state) => busy(state, 'failover') ?? askSwitch(state, 'failover'),
+  ),
+  row(
+    'following',
+    'command switch',
+    'following',
+    'asks the primary',
+    (state) => busy(state, 'switch') ?? askSwitch(state, 'switch'),
+  ),
+  row(
+    ['target', 'syncing'],
+    'command failover',
+    'the same',
+    'refused while the primary answers; forced: it is stopped first',
+    (state, { force }) => busy(state, 'failover') ?? failoverConnected(state, force),
+  ),
+  row(
+    'in-step',
+    'command switch',
+    'switching',
+    'writers are sent away',
+    (state) => busy(state, 'switch') ?? sendAway(pending(state, 'switch')),
+  ),
+  row(
+    except('detached', 'detaching', 'following', 'target', 'syncing'),
+    'command failover',
+    'the same',
+    'refused',
+    (state) => reply(state, 'failover', cannot(state, 'failover')),
+  ),
+  row(except('following', 'in-step'), 'command switch', 'the same', 'refused', (state) =>
+    reply(state, 'switch', cannot(state, 'switch')),
+  ),
+];
+
+function cannot(state: PairState, command: 'failover' | 'switch'): string {
+  if (state.phase === 'promoting') return 'a promotion is under way';
+  if (state.phase === 'no-role')
+    return `${state.self.name} has no role: \`resolve --keep ${state.self.name}\` adopts its data`;
+  if (command === 'switch') return `a switchover needs both sides in step (${state.self.name}: ${state.phase})`;
+  if (state.phase === 'handing-over') {
+    return `${state.self.name} is handing over to ${state.self.peer}: \`start --alone\` takes it back if ${state.self.peer} is gone`;
+  }
+  return `${state.self.name} is primary already; run it on ${state.self.peer}`;
+}
+
+// ---------------------------------------------------------------- resolve and start --alone
+
+function resolve(state: PairState, kept: string, given: Given): Decision {
+  const { name, peer } = state.self;
+  if (kept !== name && kept !== peer) return reply(state, 'resolve', `the sides are called ${name} and ${peer}`);
+  if (state.record.splitBrain === null && state.record.role !== 'none') {
+    return reply(state, 'resolve', 'there is nothing to resolve: no split brain is known here');
+  }
+  if (kept === name) return keep(pending(state, 'resolve'), given);
+  if (!state.connected) return reply(state, 'resolve', `${peer} does not answer: run it there`);
+  return { state, now: [send({ type: 'resolve' }), answer('resolve', null, `${peer} was told`)] };
+}
+
+const resolvable = ['no-role', 'waiting', 'alone', 'detached', 'handing-over'] as const satisfies readonly Phase[];
+
+const resolveRows: readonly Row[] = [
+  row(
+    resolvable,
+    'command resolve',
+    'promoting',
+    'the kept side opens a generation that descends from both (pair.md 13)',
+    (state, { keep: kept }, given) => busy(state, 'resolve') ?? resolve(state, kept, given),
+  ),
+  row(resolvable, 'message resolve', 'promoting', 'the other side was told to keep this one', (state, _, given) =>
+    state.record.splitBrain !== null || state.record.role === 'none' ? keep(state, given) : { state },
+  ),
+  row(except(...resolvable), 'command resolve', 'the same', 'refused', (state) =>
+    reply(state, 'resolve', `not now: ${phases[state.phase]}`),
+  ),
+  row(
+    ['waiting', 'handing-over'],
+    'command start-alone',
+    'going-alone',
+    'a person says that nobody else serves: a new generation, then serves',
+    (state, _, given) => busy(state, 'start-alone') ?? serveAlone(pending(state, 'start-alone'), given, true),
+  ),
+  row(except('waiting', 'handing-over'), 'command start-alone', 'the same', 'refused', (state) =>
+    reply(
+      state,
+      'start-alone',
+      state.serving ? null : `${state.self.name} cannot: ${phases[state.phase]}`,
+      `${state.self.name} serves already`,
+    ),
+  ),
+];
+
+// ---------------------------------------------------------------- stop
+
+const finish = (state: PairState, ...before: readonly Step[]): Decision => ({
+  state: { ...state, phase: 'stopping', serving: false, session: null },
+  plan: plan('finish', ...before, { do: 'finish' }),
+});
+
+const serving = [
+  'alone',
+  'comparing',
+  'attaching',
+  'copying',
+  'settling',
+  'in-step',
+] as const satisfies readonly Phase[];
+const idle = ['starting', 'no-role', 'waiting', 'handing-over', 'detached'] as const satisfies readonly Phase[];
+const receiving = ['target', 'syncing', 'following'] as const satisfies readonly Phase[];
+
+function stopServing(state: PairState): Decision {
+  const inStep = state.phase === 'in-step';
+  return {
+    state: { ...state, phase: 'stopping', stopping: { inStep, exportsClosed: false } },
+    plan: plan(
+      'send-away',
+      inStep ? [] : [aloneMode(state), { do: 'stop-work' }, { do: 'detach' }],
+      { do: 'refuse-users', reason: 'is being stopped' },
+      { do: 'begin-close-exports' },
+    ),
+  };
+}
+
+/** Users are gone. Both sides flushed, then the bitmaps and the mark, then the goodbye (pair.md 18). */
+function saveAndStop(state: PairState): Decision {
+  const inStep = state.stopping?.inStep === true;
+  return {
+    state: { ...state, serving: false, stopping: { inStep, exportsClosed: true } },
+    plan: plan(
+      'save-and-stop',
+      inStep ? [{ do: 'flush-remote', proven: true }] : [],
+      { do: 'save-clean-stop', proof: savedProof(state), change: {} },
+      send({ type: 'goodbye', clean: inStep }),
+      inStep ? [{ do: 'await-goodbye' }, { do: 'set-mode', mode: 'held' }, { do: 'detach' }] : [],
+      { do: 'finish' },
+    ),
+  };
+}
+
+/** The other side holds the id that it had, or the one that a sync's end offered. */
+function savedProof(state: PairState): PairState['proof'] {
+  if (state.proof === null) return null;
+  const { peers, instance } = state.proof;
+  if (state.offered === null || peers.includes(state.offered)) return state.proof;
+  return { peers: [...peers, state.offered], instance };
+}
+
+/** In step no more: durably alone, so that waiting users can be answered and then sent away. */
+function stopAlone(state: PairState, given: Given): Decision {
+  const { stopping } = state;
+  if (stopping === null || !stopping.inStep) return { state: { ...state, session: null } };
+  return {
+    state: { ...state, session: null, stopping: { ...stopping, inStep: false } },
+    plan: plan(
+      'stop-alone',
+      { do: 'set-mode', mode: 'held' },
+      commit(aloneRecord(state, given, true)),
+      aloneMode(state),
+      { do: 'detach' },
+    ),
+  };
+}
+
+const stopRows: readonly Row[] = [
+  row(serving, 'command stop', 'stopping', 'users are sent away first', stopServing),
+  row(
+    'stopping',
+    'exports-closed',
+    'stopping',
+    'flushes both, saves the bitmaps, marks a clean stop, says goodbye',
+    (state) =>
+      state.plan === 'stop-alone' && state.stopping !== null
+        ? { state: { ...state, stopping: { ...state.stopping, exportsClosed: true } } }
+        : saveAndStop(state),
+  ),
+  row(
+    'stopping',
+    ['link-lost', 'replication-down'],
+    'stopping',
+    'was in step: durably alone, then on',
+    (state, _, given) => stopAlone(state, given),
+  ),
+  row('stopping', 'done stop-alone', 'stopping', 'goes on once users are gone', (state) =>
+    state.stopping?.exportsClosed === true ? saveAndStop(state) : { state },
+  ),
+  row(
+    'stopping',
+    ['failed send-away', 'failed save-and-stop', 'failed stop-alone'],
+    'stopping',
+    'in step: alone first; else stops without a mark, so that the next start compares',
+    (state, error, given) =>
+      state.stopping?.inStep === true
+        ? stopAlone({ ...state, error }, given)
+        : finish({ ...state, error }, { do: 'set-mode', mode: 'refusing' }),
+  ),
+  row(idle, 'command stop', 'stopping', 'has nothing to hold', (state) =>
+    finish(state, send({ type: 'goodbye', clean: false })),
+  ),
+  row(receiving, 'command stop', 'stopping', 'says goodbye, makes its disks durable', (state, _, given) => {
+    const asOfMs = state.asOfMs ?? state.record.inStepMs ?? given.wallMs;
+    const keeps = state.record.store === 'clean' && state.record.generation !== null && state.record.latest === null;
+    return finish(
+      state,
+      send({ type: 'goodbye', clean: false }),
+      { do: 'close-replication' },
+      { do: 'flush-own' },
+      ...(keeps ? [commit({ latest: { asOfMs, goodbye: false } })] : []),
+    );
+  }),
+  row(['stopping'], ['done save-and-stop', 'done finish', 'failed finish'], 'stopped', 'ended', (state) => ({
+    state: { ...state, phase: 'stopped' },
+    now: [{ do: 'answer', command: 'stop', error: null, text: 'stopped' }],
+  })),
+  row('stopped', 'command stop', 'stopped', 'is stopped', (state) => reply(state, 'stop', null, 'stopped')),
+  row(
+    except(...serving, ...idle, ...receiving, 'stopped'),
+    'command stop',
+    'the same',
+    'stops when what is under way has ended',
+    (state) => ({
+      state: { ...state, stopWanted: true },
+    }),
+  ),
+];
+
+export const commandRows: readonly Row[] = [...failoverRows, ...resolveRows, ...stopRows];

@@ -1,0 +1,231 @@
+/**
+ * The words of the pair's state machine: phases, events, steps. No behaviour.
+ *
+ * A *plan* is a named list of steps that the runner performs one after the other; a step is durable, or done, before the
+ * next begins. The first failure ends a plan. A new plan takes the place of the one that runs: its remaining steps are
+ * dropped once the step under way has ended. What may take long (a sync, closing an export) is begun by a step and told
+ * by an event, so that no plan waits for the other side.
+ */
+import type { Generation, GroupRecord, Proof } from './generation.ts';
+import type { Hello, Message } from './messages.ts';
+
+export const phases = {
+  starting: 'the group file has been read, nothing is served',
+  'no-role': 'the group file is missing or unreadable beside disks with data: a person decides',
+  waiting: 'primary: serves nobody; waits for a hello, or for `start --alone`',
+  'going-alone': 'primary: a new generation becomes durable, then users are answered',
+  alone: 'primary: serves; what the other side lacks stands in the bitmaps',
+  comparing: 'primary: serves alone and finds out by checksums what differs',
+  attaching: 'primary: serves alone; the other side marks itself and opens its exports',
+  copying: 'primary: forwards; the jobs copy what is missing',
+  settling: 'primary: everything is copied; the other side makes it durable',
+  closing: 'primary: flushes wait for both; the other side takes the generation',
+  joining: 'primary: has proof that both are equal; connects before it serves',
+  'in-step': 'primary: a flush that was answered is durable on both sides',
+  switching: 'primary: a switchover: writers are sent away, both sides flushed',
+  'handing-over': 'primary: has handed over durably; serves only if the other side refused',
+  demoting: 'primary: another generation descends from this one: becomes its target',
+  fencing: 'primary: stops serving because a failover was forced',
+  detached: 'secondary: no session',
+  target: 'secondary: agreed to receive; its exports are closed',
+  syncing: 'secondary: receives; incomplete until the sync has ended',
+  following: 'secondary: in step',
+  detaching: 'secondary: a session ends: exports closed, disks flushed, noted',
+  promoting: 'secondary that becomes primary',
+  stopping: 'a clean stop',
+  stopped: 'ended',
+} as const;
+
+export type Phase = keyof typeof phases;
+
+export interface Session {
+  readonly theirs: Hello;
+  /** the other side has said that it is the target */
+  readonly agreed: boolean;
+  /** the other side durably refused what we were handing over */
+  readonly handOverRefused: boolean;
+}
+
+export type Command =
+  | { readonly name: 'failover'; readonly force: boolean }
+  | { readonly name: 'switch' }
+  | { readonly name: 'resolve'; readonly keep: string }
+  | { readonly name: 'start-alone' }
+  | { readonly name: 'stop' };
+
+export interface PairState {
+  readonly phase: Phase;
+  readonly self: { readonly name: string; readonly peer: string; readonly degraded: 'continue' | 'stop' };
+  /** as it is durable */
+  readonly record: GroupRecord;
+  readonly sequence: number;
+  /** the plan that runs */
+  readonly plan: PlanName | null;
+  readonly session: Session | null;
+  /** the other side as it last said hello; kept while it is away */
+  readonly peer: Hello | null;
+  /** a checked hello came over the present connection */
+  readonly connected: boolean;
+  /** the exports for users are open, or may be */
+  readonly serving: boolean;
+  /** the graph of a primary stands */
+  readonly built: boolean;
+  readonly proof: Proof | null;
+  /** the id that a sync's end has offered to the other side: it may hold it */
+  readonly offered: string | null;
+  /** our disks were blank at the start and mayDiffer has everything since: a blank target equals but for that */
+  readonly zeroBase: boolean;
+  /** secondary: wall time of the last word of the primary that both are in step */
+  readonly asOfMs: number | null;
+  /** why there is no session though the other side answers, or what a person has to do */
+  readonly refusal: string | null;
+  /** the last failure of a step, until the plan that it stopped has succeeded */
+  readonly error: string | null;
+  /** a command that is not answered yet */
+  readonly pending: Exclude<Command['name'], 'stop'> | null;
+  readonly forced: boolean;
+  readonly stopWanted: boolean;
+  /** a clean stop: the other side is still in step, exports are closed */
+  readonly stopping: { readonly inStep: boolean; readonly exportsClosed: boolean } | null;
+}
+
+export type PlanName =
+  | 'note'
+  | 'serve-alone'
+  | 'go-alone'
+  | 'lose-session'
+  | 'mark'
+  | 'copy'
+  | 'close'
+  | 'end-sync'
+  | 'join'
+  | 'leave-join'
+  | 'send-away'
+  | 'hand-over'
+  | 'let-go'
+  | 'take-back'
+  | 'demote'
+  | 'become-target'
+  | 'flush-own'
+  | 'open-for-sync'
+  | 'take'
+  | 'detach-secondary'
+  | 'reopen'
+  | 'promote'
+  | 'keep'
+  | 'fence'
+  | 'save-and-stop'
+  | 'stop-alone'
+  | 'finish';
+
+export type Step =
+  /** one durable write of the group file */
+  | { readonly do: 'commit'; readonly change: Partial<GroupRecord> }
+  | { readonly do: 'set-mode'; readonly mode: 'held' | 'alone' | 'syncing' | 'in-sync' | 'refusing' }
+  /** the filters and quorums of a primary over the disks; nothing if they stand */
+  | { readonly do: 'build-primary' }
+  | { readonly do: 'tear-primary' }
+  /** opens the writable exports for users; waits for a closing under way */
+  | { readonly do: 'open-exports' }
+  /** users are hung up; `exports-closed` comes when their requests have ended */
+  | { readonly do: 'begin-close-exports' }
+  /** the users' server refuses the disks in these words; null: says who is primary */
+  | { readonly do: 'refuse-users'; readonly reason: string | null }
+  /** closes what an earlier session used, then opens exports for this one and says so */
+  | { readonly do: 'open-replication' }
+  | { readonly do: 'close-replication' }
+  | { readonly do: 'attach'; readonly exports: Readonly<Record<string, string>>; readonly theirs: Hello }
+  | { readonly do: 'detach' }
+  | { readonly do: 'mark'; readonly what: 'all' | 'unproven' }
+  | { readonly do: 'start-compare' }
+  | { readonly do: 'start-copy'; readonly targetIsZero: boolean }
+  | { readonly do: 'stop-work' }
+  /** a flush that both sides prove; `proven`: nothing may differ afterwards */
+  | { readonly do: 'flush-remote'; readonly proven: boolean }
+  | { readonly do: 'flush-own' }
+  | { readonly do: 'reopen-disks' }
+  | { readonly do: 'send'; readonly message: Message }
+  | { readonly do: 'drop-link'; readonly reason: string }
+  /** saves the bitmaps, then commits the mark of a clean stop */
+  | { readonly do: 'save-clean-stop'; readonly proof: Proof | null; readonly change: Partial<GroupRecord> }
+  | { readonly do: 'await-goodbye' }
+  | { readonly do: 'answer'; readonly command: Command['name']; readonly error: string | null; readonly text: string }
+  | { readonly do: 'retry-later' }
+  | { readonly do: 'finish' };
+
+export interface Plan {
+  readonly name: PlanName;
+  readonly steps: readonly Step[];
+}
+
+export type PairEvent =
+  | { readonly type: 'started' }
+  /** both hellos of a connection; `sequence` is that of the group file when ours was made */
+  | { readonly type: 'hello'; readonly mine: Hello; readonly sequence: number; readonly theirs: Hello }
+  | { readonly type: 'message'; readonly message: Message }
+  | { readonly type: 'link-lost'; readonly reason: string }
+  /** somebody answers, but it is no side of this pair, or one that cannot be understood */
+  | { readonly type: 'link-refused'; readonly reason: string }
+  | { readonly type: 'replication-down'; readonly reason: string }
+  | { readonly type: 'committed'; readonly record: GroupRecord; readonly sequence: number }
+  | { readonly type: 'plan-done'; readonly plan: PlanName }
+  | { readonly type: 'plan-failed'; readonly plan: PlanName; readonly step: Step['do']; readonly error: string }
+  | { readonly type: 'compared' }
+  | { readonly type: 'copied' }
+  | { readonly type: 'work-failed'; readonly error: string }
+  | { readonly type: 'exports-closed' }
+  | { readonly type: 'retry' }
+  | { readonly type: 'command'; readonly command: Command };
+
+/** What the world gives to a decision: the time, and a random id that was never used. */
+export interface Given {
+  readonly wallMs: number;
+  readonly id: string;
+}
+
+export interface Decision {
+  readonly state: PairState;
+  /** takes the place of the plan that runs; undefined: that one goes on */
+  readonly plan?: Plan;
+  /** steps that wait for nothing (send, answer, drop-link, retry-later), performed at once */
+  readonly now?: readonly Step[];
+}
+
+/** The state at a start, before anything happened. */
+export function initialState(from: {
+  self: PairState['self'];
+  record: GroupRecord;
+  sequence: number;
+  proof: Proof | null;
+  blank: boolean;
+  built: boolean;
+}): PairState {
+  return {
+    phase: 'starting',
+    self: from.self,
+    record: from.record,
+    sequence: from.sequence,
+    plan: null,
+    session: null,
+    peer: null,
+    connected: false,
+    serving: false,
+    built: from.built,
+    proof: from.proof,
+    offered: null,
+    zeroBase: from.blank,
+    asOfMs: null,
+    refusal: null,
+    error: null,
+    pending: null,
+    forced: false,
+    stopWanted: false,
+    stopping: null,
+  };
+}
+
+export function isPrimaryPhase(phase: Phase): boolean {
+  return phases[phase].startsWith('primary');
+}
+
+export type { Generation, GroupRecord, Proof };

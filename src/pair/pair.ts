@@ -1,0 +1,107 @@
+/**
+ * The supervisor's decisions: `decide(state, event) -> state, plan`. Pure; nothing here waits (design: style 7).
+ * What a plan must make durable before what, and why, stands in `plans.ts`; the table in the files of its rows.
+ */
+import { commandRows } from './commands.ts';
+import { helloRows } from './hellos.ts';
+import {
+  type Decision,
+  type Given,
+  isPrimaryPhase,
+  type PairEvent,
+  type PairState,
+  type Phase,
+  phases,
+} from './pair-state.ts';
+import { answer, answered } from './plans.ts';
+import { primaryRows } from './primary.ts';
+import { secondaryRows } from './secondary.ts';
+import { type EventKey, keyOf, type Row } from './table.ts';
+
+export const pairRows: readonly Row[] = [...helloRows, ...primaryRows, ...secondaryRows, ...commandRows];
+
+/** Rows by phase and column. Two rows for one place are a mistake of ours. */
+const table = new Map<string, Row>();
+for (const one of pairRows) {
+  for (const phase of one.in) {
+    for (const key of one.on) {
+      const place = `${phase}: ${key}`;
+      if (table.has(place)) throw new TypeError(`two rows for ${place}`);
+      table.set(place, one);
+    }
+  }
+}
+
+/** The state after `event`, and what has to be done. An event that is in no row of the phase changes nothing. */
+export function decide(state: PairState, event: PairEvent, given: Given): Decision {
+  if (event.type === 'committed') return { state: { ...state, record: event.record, sequence: event.sequence } };
+  // A timer that outlived its reason: whatever runs now has its own outcome.
+  if (event.type === 'retry' && state.plan !== null) return { state };
+  const seen = observe(state, event);
+  const { key, payload } = keyOf(event);
+  const act = table.get(`${seen.phase}: ${key}`)?.act;
+  const decision = act === undefined ? { state: seen } : act(seen, payload as never, given);
+  const begun =
+    decision.plan === undefined ? decision : { ...decision, state: { ...decision.state, plan: decision.plan.name } };
+  return settlePending(seen, stopWhenAtRest(begun, given));
+}
+
+/** What an event says of the world in every phase. */
+function observe(state: PairState, event: PairEvent): PairState {
+  switch (event.type) {
+    case 'link-lost':
+      return { ...state, session: null, connected: false };
+    case 'link-refused':
+      return { ...state, refusal: event.reason };
+    case 'plan-done':
+    case 'plan-failed':
+      return { ...state, plan: null };
+    default:
+      return state;
+  }
+}
+
+/** A stop that came while something was under way. */
+function stopWhenAtRest(decision: Decision, given: Given): Decision {
+  const { state } = decision;
+  if (!state.stopWanted || state.plan !== null || !resting.has(state.phase)) return decision;
+  const stopped = decide({ ...state, stopWanted: false }, { type: 'command', command: { name: 'stop' } }, given);
+  return { ...stopped, now: [...(decision.now ?? []), ...(stopped.now ?? [])] };
+}
+
+const resting: ReadonlySet<Phase> = new Set([
+  'no-role',
+  'waiting',
+  'handing-over',
+  'alone',
+  'in-step',
+  'comparing',
+  'detached',
+  'target',
+  'syncing',
+  'following',
+] satisfies Phase[]);
+
+/** A switchover that this side asked for, as the primary, has ended one way or the other. */
+function settlePending(before: PairState, decision: Decision): Decision {
+  const { state } = decision;
+  if (state.pending !== 'switch' || before.phase === state.phase) return decision;
+  if (state.phase === 'detached' && before.phase === 'demoting') {
+    const now = [...(decision.now ?? []), answer('switch', null, `${state.self.peer} is primary`)];
+    return { ...decision, state: { ...state, pending: null }, now };
+  }
+  if (state.phase !== 'going-alone' && state.phase !== 'stopping') return decision;
+  const failed = answered(state, state.error ?? 'the link was lost before anything was handed over');
+  return { ...decision, state: failed.state, now: [...(decision.now ?? []), ...(failed.now ?? [])] };
+}
+
+/** The table as text cells, for the docs and for tests: phase, event, next phase, what is done. */
+export function transitionTable(): { phase: Phase; event: EventKey; to: string; does: string }[] {
+  const cells = pairRows.flatMap((one) =>
+    one.in.flatMap((phase) => one.on.map((event) => ({ phase, event, to: one.to, does: one.does }))),
+  );
+  const order = Object.keys(phases);
+  return cells.sort((a, b) => order.indexOf(a.phase) - order.indexOf(b.phase));
+}
+
+export { isPrimaryPhase };

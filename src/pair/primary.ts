@@ -1,0 +1,390 @@
+/**
+ * The rows of a primary: it waits for a hello, serves, brings the other side into step, and goes on alone when it must.
+ *
+ *   waiting -> going-alone -> alone -> (comparing) -> attaching -> copying -> settling -> closing -> in-step
+ *      \-> joining -> in-step               any of these, when the link is lost: -> alone, or -> going-alone -> alone
+ */
+import type { Decision, Given, PairState, Phase, Session, Step } from './pair-state.ts';
+import {
+  aloneMode,
+  answer,
+  answered,
+  beginSync,
+  canJoin,
+  close,
+  commit,
+  demote,
+  dropLink,
+  endSync,
+  goAlone,
+  handOver,
+  join,
+  loseSession,
+  plan,
+  send,
+  sendAway,
+  serveAlone,
+} from './plans.ts';
+import { type Row, row } from './table.ts';
+
+/** In session, served alone, nothing offered yet: losing the session costs nothing durable. */
+const unshared = ['comparing', 'attaching', 'copying', 'settling'] as const satisfies readonly Phase[];
+/** The other side may hold our generation. */
+const shared = ['closing', 'in-step'] as const satisfies readonly Phase[];
+
+const stay = (state: PairState): Decision => ({ state });
+
+/** A target agreed: serve, and bring it into step the shortest way that is proven. */
+function agreed(state: PairState, session: Session, given: Given): Decision {
+  const next = { ...state, session: { ...session, agreed: true } };
+  if (state.phase === 'alone') return beginSync(next, next.session);
+  if (!canJoin(next, next.session)) return serveAlone(next, given, false);
+  return { state: { ...next, phase: 'joining' }, now: [send({ type: 'attach', how: 'join' })] };
+}
+
+export const primaryRows: readonly Row[] = [
+  row(
+    'waiting',
+    'message target',
+    'joining | going-alone',
+    'with proof of a clean stop in step: connects first; else a new generation, then serves',
+    (state, _, given) => (state.session === null ? stay(state) : agreed(state, state.session, given)),
+  ),
+  row(
+    'alone',
+    'message target',
+    'attaching | comparing',
+    'with proof: what may differ; a blank target: all; else by checksums (pair.md 12)',
+    (state, _, given) => (state.session === null ? stay(state) : agreed(state, state.session, given)),
+  ),
+  row(
+    'going-alone',
+    ['done serve-alone', 'done go-alone'],
+    'alone | attaching | comparing',
+    'users are answered; a session that was agreed goes on',
+    (state) => {
+      const [pending, now]: [PairState['pending'], Step[]] =
+        state.pending === 'start-alone' ? [null, [answer('start-alone', null, 'serves alone')]] : [state.pending, []];
+      const next: PairState = { ...state, phase: 'alone', built: true, error: null, pending };
+      if (next.session?.agreed !== true) return { state: next, now };
+      const sync = beginSync(next, next.session);
+      return { ...sync, now: [...now, ...(sync.now ?? [])] };
+    },
+  ),
+  row(
+    'going-alone',
+    ['failed serve-alone', 'failed go-alone'],
+    'going-alone',
+    'nothing is answered while it cannot be made durable; tried again',
+    (state, error) => {
+      const told = answered({ ...state, error, session: null }, error);
+      return { state: told.state, now: [...(told.now ?? []), dropLink(error), { do: 'retry-later' }] };
+    },
+  ),
+  row('going-alone', 'retry', 'going-alone', 'the new generation is tried again', (state, _, given) =>
+    goAlone(state, given, 'tried again'),
+  ),
+
+  row(
+    'comparing',
+    'message flushed',
+    'comparing',
+    'checksums of both sides are compared, what differs is marked',
+    (state) => ({
+      state,
+      plan: plan('note', { do: 'start-compare' }),
+    }),
+  ),
+  row(
+    'comparing',
+    'compared',
+    'attaching',
+    'now mayDiffer is proof; the other side marks itself incomplete and opens its exports',
+    (state) => {
+      const theirs = state.session?.theirs;
+      if (theirs === undefined) return stay(state);
+      const proof = { peers: [theirs.generation?.id ?? null], instance: theirs.instance };
+      return { state: { ...state, phase: 'attaching', proof }, now: [send({ type: 'attach', how: 'sync' })] };
+    },
+  ),
+  row('attaching', 'failed mark', 'alone', 'a bitmap that cannot be marked proves nothing', (state, error) => ({
+    ...loseSession({ ...state, proof: null, error }, error),
+  })),
+  row(
+    'attaching',
+    'message attached',
+    'copying',
+    'connects, forwards, copies what is missing',
+    (state, { exports }) => {
+      const theirs = state.session?.theirs;
+      if (theirs === undefined) return stay(state);
+      return {
+        state: { ...state, phase: 'copying', refusal: null },
+        plan: plan(
+          'copy',
+          { do: 'attach', exports, theirs },
+          { do: 'set-mode', mode: 'syncing' },
+          { do: 'start-copy', targetIsZero: theirs.blank },
+        ),
+      };
+    },
+  ),
+  row(
+    'copying',
+    'copied',
+    'settling',
+    'the other side makes its disks durable before flushes wait for it',
+    (state) => ({
+      state: { ...state, phase: 'settling' },
+      now: [send({ type: 'flush' })],
+    }),
+  ),
+  row(
+    'settling',
+    'message flushed',
+    'closing',
+    'flushes wait for both; one flush proves; then the generation is offered',
+    (state) => close(state),
+  ),
+  row('closing', 'message took', 'closing', 'in step is made durable', (state, { id }) =>
+    id === state.record.generation?.id ? endSync(state, id) : stay(state),
+  ),
+  row('closing', 'done end-sync', 'in-step', 'from here on status says inSync', (state) => ({
+    state: { ...state, phase: 'in-step', error: null, refusal: null },
+  })),
+  row(
+    'waiting',
+    'done take-back',
+    'joining | going-alone',
+    'the offer is durably withdrawn: as a primary that starts',
+    (state, _, given) => (state.session?.agreed === true ? agreed(state, state.session, given) : stay(state)),
+  ),
+  row(
+    'joining',
+    'message attached',
+    'joining',
+    'connects, lifts the clean-stop mark, then serves',
+    (state, { exports }) => (state.session === null ? stay(state) : join(state, exports, state.session)),
+  ),
+  row('joining', 'done join', 'in-step', 'both disks were equal and users are served', (state) => ({
+    state: { ...state, phase: 'in-step', error: null, zeroBase: false },
+  })),
+
+  // ---- the link is lost
+  row(['waiting', 'handing-over', 'alone', 'going-alone', 'demoting'], 'link-lost', 'the same', 'no session', stay),
+  row(
+    unshared,
+    ['link-lost', 'replication-down'],
+    'alone',
+    'durably alone already: answers at once',
+    (state, { reason }) => loseSession(state, reason),
+  ),
+  row(unshared, 'work-failed', 'alone', 'the session is tried anew', (state, { error }) =>
+    loseSession({ ...state, error }, error),
+  ),
+  row(unshared, ['failed copy', 'failed note'], 'alone', 'the session is tried anew', (state, error) =>
+    loseSession({ ...state, error }, error),
+  ),
+  row(
+    shared,
+    ['link-lost', 'replication-down'],
+    'going-alone',
+    'a new generation, then users are answered (pair.md 5, 7)',
+    (state, { reason }, given) => goAlone(state, given, reason),
+  ),
+  row(
+    'closing',
+    ['failed close', 'failed end-sync'],
+    'going-alone',
+    'the other side may hold our generation',
+    (state, error, given) => goAlone({ ...state, error }, given, error),
+  ),
+  row(
+    'joining',
+    ['link-lost', 'replication-down'],
+    'waiting | going-alone',
+    'before anything was opened: waits again',
+    (state, { reason }, given) => leaveJoin(state, reason, given),
+  ),
+  row(
+    'joining',
+    'failed join',
+    'going-alone',
+    'the other side answered, but cannot be joined: a new generation, then serves',
+    (state, error, given) => goAlone({ ...state, error }, given, error),
+  ),
+  row('alone', 'failed lose-session', 'alone', 'tried again: the link stays down until then', (state, error) => ({
+    state: { ...state, error },
+    now: [dropLink(error), { do: 'retry-later' }],
+  })),
+  row('alone', 'retry', 'alone', 'cleans up what is left of a session', (state) =>
+    state.session === null ? loseSession(state, 'tried again') : stay(state),
+  ),
+  row(
+    'in-step',
+    'work-failed',
+    'in-step',
+    'a range that the local disk could not write or read stays marked (pair.md 8)',
+    (state, { error }) => ({
+      state: { ...state, error },
+      now: [{ do: 'retry-later' }],
+    }),
+  ),
+  row('in-step', 'failed note', 'in-step', 'tried again', (state, error) => ({
+    state: { ...state, error },
+    now: [{ do: 'retry-later' }],
+  })),
+  row('in-step', 'retry', 'in-step', 'what is marked is sent again from what the local disk reads', (state) => ({
+    state,
+    plan: plan('note', { do: 'start-copy', targetIsZero: false }),
+  })),
+  row('in-step', 'copied', 'in-step', 'nothing is marked any more', (state) => ({ state: { ...state, error: null } })),
+  row(
+    [...unshared, ...shared, 'alone', 'waiting'],
+    'message goodbye',
+    'alone',
+    'the other side stops: as a lost link, without the wait',
+    (state, _, given) => {
+      const reason = 'the other side stopped';
+      if ((shared as readonly Phase[]).includes(state.phase)) return goAlone(state, given, reason);
+      if ((unshared as readonly Phase[]).includes(state.phase)) return loseSession(state, reason);
+      return { state: { ...state, session: null }, now: [dropLink(reason)] };
+    },
+  ),
+
+  // ---- switchover (pair.md 15)
+  row('in-step', 'message switch-request', 'switching', 'writers are sent away', sendAway),
+  row(
+    ['waiting', 'going-alone', 'alone', ...unshared, 'closing', 'joining'],
+    'message switch-request',
+    'the same',
+    'refused: not in step',
+    (state) => ({
+      state,
+      now: [send({ type: 'switch-refused', reason: `${state.self.name} is not in step (${state.phase})` })],
+    }),
+  ),
+  row(
+    'switching',
+    'exports-closed',
+    'switching',
+    'both flushed, then durably handing over, then said',
+    (state, _, given) => handOver(state, given),
+  ),
+  row(
+    'switching',
+    'done hand-over',
+    'handing-over',
+    'serves nobody until the other side has taken or refused it',
+    (state) => ({
+      state: { ...state, phase: 'handing-over', session: null },
+    }),
+  ),
+  row(
+    'switching',
+    ['link-lost', 'replication-down'],
+    'going-alone | handing-over',
+    'before it was durable: alone; afterwards: waits',
+    (state, { reason }, given) => leaveSwitch(state, reason, given),
+  ),
+  row(
+    'switching',
+    ['failed send-away', 'failed hand-over'],
+    'going-alone | handing-over',
+    'as a lost link',
+    (state, error, given) => leaveSwitch({ ...state, error }, error, given),
+  ),
+  row(
+    'handing-over',
+    'message took-over',
+    'demoting',
+    'becomes the target of the generation that it offered',
+    (state, { id }, given) => (state.record.handingOver?.id === id ? demote(state, given) : stay(state)),
+  ),
+  row(
+    'handing-over',
+    'message refused',
+    'handing-over',
+    'the other side can never take it any more',
+    (state, { id }) =>
+      state.session !== null && state.record.handingOver?.id === id
+        ? { state: { ...state, session: { ...state.session, handOverRefused: true } } }
+        : stay(state),
+  ),
+  row('handing-over', 'message target', 'waiting', 'only after a refusal: the offer is durably withdrawn', (state) =>
+    state.session?.handOverRefused === true
+      ? {
+          state: { ...state, phase: 'waiting', session: { ...state.session, agreed: true } },
+          plan: plan('take-back', commit({ handingOver: null })),
+        }
+      : stay(state),
+  ),
+  row('handing-over', ['done let-go', 'failed let-go'], 'handing-over', 'no connection is left', stay),
+  row('waiting', ['failed take-back', 'failed leave-join'], 'waiting', 'the session is tried anew', (state, error) => ({
+    state: { ...state, error, session: null },
+    now: [dropLink(error)],
+  })),
+
+  // ---- giving way
+  row('demoting', 'exports-closed', 'demoting', 'users are gone: durably a target', (state, _, given) =>
+    demote(state, given),
+  ),
+  row('demoting', 'done demote', 'detached', 'refuses users, and waits for the primary', (state) => ({
+    state: { ...state, phase: 'detached', session: null, proof: null, error: null, offered: null },
+  })),
+  row('demoting', ['failed demote', 'failed send-away'], 'demoting', 'tried again', (state, error) => ({
+    state: { ...state, error },
+    now: [{ do: 'retry-later' }],
+  })),
+  row('demoting', 'retry', 'demoting', 'tried again', (state, _, given) => demote(state, given)),
+  row(
+    ['alone', ...unshared, ...shared],
+    'message stop-serving',
+    'fencing',
+    'a failover was forced: users are sent away',
+    (state) => ({
+      state: { ...state, phase: 'fencing', session: null },
+      plan: plan(
+        'fence',
+        aloneMode(state),
+        { do: 'stop-work' },
+        { do: 'refuse-users', reason: 'was forced to stop by a failover' },
+        { do: 'begin-close-exports' },
+      ),
+    }),
+  ),
+  row(['waiting', 'handing-over'], 'message stop-serving', 'the same', 'serves nobody already', (state) => ({
+    state,
+    now: [send({ type: 'stopped-serving' })],
+  })),
+  row('fencing', 'exports-closed', 'fencing', 'says that it stopped', (state) => ({
+    state: { ...state, serving: false },
+    plan: plan('let-go', { do: 'set-mode', mode: 'held' }, { do: 'detach' }, send({ type: 'stopped-serving' })),
+  })),
+  row(
+    'fencing',
+    ['done let-go', 'failed let-go', 'failed fence'],
+    'waiting',
+    'serves nobody until a hello says who does',
+    (state) => ({
+      state: { ...state, phase: 'waiting', refusal: 'a failover was forced on the other side' },
+    }),
+  ),
+];
+
+function leaveJoin(state: PairState, reason: string, given: Given): Decision {
+  if (state.plan === 'join') return goAlone(state, given, reason);
+  return {
+    state: { ...state, phase: 'waiting', session: null },
+    plan: plan('leave-join', { do: 'detach' }, dropLink(reason)),
+  };
+}
+
+function leaveSwitch(state: PairState, reason: string, given: Given): Decision {
+  // The offer was not sent if it is not durable yet: a new generation takes it back in its own write.
+  if (state.record.handingOver === null) return goAlone(state, given, reason);
+  return {
+    state: { ...state, phase: 'handing-over', session: null },
+    plan: plan('let-go', { do: 'set-mode', mode: 'held' }, { do: 'detach' }, dropLink(reason)),
+  };
+}

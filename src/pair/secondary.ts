@@ -1,0 +1,185 @@
+/**
+ * The rows of a secondary: it receives, keeps its own generation until a sync has ended, notes how far it reaches when
+ * the primary goes, and becomes primary when it is told to.
+ *
+ *   detached -> target -> syncing -> following        a lost session: -> detaching -> detached
+ *                                    following, detached -> promoting -> (a primary's) alone
+ */
+import type { Decision, PairState, Phase, Step } from './pair-state.ts';
+import {
+  answer,
+  answered,
+  commit,
+  detachSecondary,
+  dropLink,
+  finishPromotion,
+  openForSync,
+  plan,
+  promote,
+  send,
+  take,
+} from './plans.ts';
+import { type Row, row } from './table.ts';
+
+const inSession = ['target', 'syncing', 'following'] as const satisfies readonly Phase[];
+const stay = (state: PairState): Decision => ({ state });
+
+/** How often a follower notes that it is in step, for what it shows after a restart without a goodbye. */
+export const inStepNoteMs = 60_000;
+
+export const secondaryRows: readonly Row[] = [
+  row(inSession, 'message flush', 'the same', 'makes its disks durable and says so', (state) => ({
+    state,
+    plan: plan('flush-own', { do: 'flush-own' }, send({ type: 'flushed' })),
+  })),
+  row(
+    'target',
+    'message attach',
+    'syncing',
+    'a sync: durably incomplete first; a join: has everything; then its exports open',
+    (state, { how }, given) => openForSync(state, how, given),
+  ),
+  row(
+    'syncing',
+    'message sync-end',
+    'syncing',
+    'flushes, then lifts the mark and takes the generation in one write',
+    (state, message, given) => take(state, message.generation, message.ancestors, given),
+  ),
+  row(
+    'syncing',
+    'message in-step',
+    'following',
+    'a flush that the primary answers is durable here',
+    (state, _, given) => ({
+      state: { ...state, phase: 'following', asOfMs: given.wallMs, error: null },
+    }),
+  ),
+  row(
+    'following',
+    'message heartbeat',
+    'following',
+    'notes now and then that it is in step',
+    (state, { inSync }, given) => {
+      if (!inSync) return stay(state);
+      const next = { ...state, asOfMs: given.wallMs };
+      if (state.plan !== null || given.wallMs - (state.record.inStepMs ?? 0) < inStepNoteMs) return { state: next };
+      return { state: next, plan: plan('note', commit({ inStepMs: given.wallMs })) };
+    },
+  ),
+  row(
+    inSession,
+    'message goodbye',
+    'detaching',
+    'the primary stopped: what that means for a failover is noted',
+    (state, { clean }, given) => {
+      const whole = clean && state.phase === 'following';
+      const latest = {
+        asOfMs: whole ? given.wallMs : (state.asOfMs ?? state.record.inStepMs ?? given.wallMs),
+        goodbye: whole,
+      };
+      const keeps = state.record.store === 'clean' && state.record.generation !== null;
+      return {
+        state: { ...state, phase: 'detaching', session: null },
+        plan: plan(
+          'detach-secondary',
+          { do: 'close-replication' },
+          { do: 'flush-own' },
+          keeps ? [commit({ latest })] : [],
+          send({ type: 'goodbye-noted' }),
+        ),
+      };
+    },
+  ),
+
+  // ---- the session ends
+  row(
+    inSession,
+    'link-lost',
+    'detaching',
+    'closes its exports, makes its disks durable, notes how far they reach',
+    (state, { reason }) => detachSecondary(state, reason),
+  ),
+  row(
+    inSession,
+    ['failed become-target', 'failed open-for-sync', 'failed take', 'failed flush-own', 'failed note'],
+    'detaching',
+    'says what failed; the session is tried anew',
+    (state, error) => detachSecondary({ ...state, error }, error),
+  ),
+  row(
+    'detaching',
+    'done detach-secondary',
+    'detached | promoting',
+    'a failover that waited goes on',
+    (state, _, given) => {
+      const next: PairState = { ...state, phase: 'detached' };
+      if (state.pending === 'failover') return promote(next, given, null);
+      return answered(next, 'the primary went away during the switchover: `failover` makes this side primary');
+    },
+  ),
+  row(
+    'detaching',
+    'failed detach-secondary',
+    'detaching',
+    'a disk that could not be flushed is opened anew and counts as another life',
+    (state, error) => ({
+      state: { ...state, error },
+      plan: plan('reopen', { do: 'close-replication' }, { do: 'reopen-disks' }, dropLink(error)),
+    }),
+  ),
+  row('detaching', ['done reopen', 'failed reopen'], 'detached', 'waits for the primary', (state) =>
+    answered({ ...state, phase: 'detached' }, state.error ?? 'the disks failed'),
+  ),
+  row(['detached', 'detaching', 'promoting'], 'link-lost', 'the same', 'no session', stay),
+
+  // ---- it becomes primary (pair.md 14, 15)
+  row(
+    'following',
+    'message hand-over',
+    'promoting',
+    'takes the offered generation durably, then serves',
+    (state, { generation }, given) =>
+      state.record.refused.includes(generation.id) ? stay(state) : promote(state, given, generation),
+  ),
+  row('following', 'message switch-refused', 'following', 'says why', (state, { reason }) => answered(state, reason)),
+  row(
+    ['target', 'syncing', 'detached'],
+    'message stopped-serving',
+    'promoting',
+    'a forced failover goes on',
+    (state, _, given) => (state.pending === 'failover' && state.forced ? promote(state, given, null) : stay(state)),
+  ),
+  row('promoting', ['done promote', 'done keep'], 'alone', 'serves', (state) => ({
+    state: {
+      ...state,
+      phase: 'alone',
+      session: null,
+      pending: null,
+      forced: false,
+      built: true,
+      error: null,
+      refusal: null,
+    },
+    ...(state.pending === null ? {} : { now: [answer(state.pending, null, `${state.self.name} is primary`)] }),
+  })),
+  row(
+    'promoting',
+    ['failed promote', 'failed keep'],
+    'detached | promoting',
+    'before the durable write: nothing happened; after it: finished, however often it takes',
+    (state, error) => {
+      const begun = state.record.promoting !== null;
+      const next: PairState = { ...state, error, pending: null, forced: false };
+      const now: Step[] = state.pending === null ? [] : [answer(state.pending, error)];
+      if (begun) return { state: next, now: [...now, { do: 'retry-later' }] };
+      if (state.record.role === 'primary') return { state: { ...next, phase: state.built ? 'alone' : 'waiting' }, now };
+      const phase = state.record.role === 'none' ? 'no-role' : 'detached';
+      return { state: { ...next, phase, serving: false, session: null }, now: [...now, dropLink(error)] };
+    },
+  ),
+  row('promoting', 'retry', 'promoting', 'finished (pair.md 14)', (state) => ({
+    state,
+    plan: plan('promote', finishPromotion(state)),
+  })),
+];
