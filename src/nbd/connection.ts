@@ -30,7 +30,8 @@ export class Connection implements StreamReceiver {
   session: Session | null = null;
   readonly #owner: ConnectionOwner;
   readonly #handshake: HandshakeServer;
-  readonly #timer: HostTimer;
+  /** destroys the stream of a client that takes too long */
+  #timer: HostTimer;
   readonly #arrival = new Uint8Array(handshakeArrivalBytes);
   #spaceIsArrival = false;
   /** a reply that the client has not read yet */
@@ -104,7 +105,7 @@ export class Connection implements StreamReceiver {
     this.#over = true;
     this.#timer.cancel();
     this.stream.end();
-    this.#owner.host.clock.after(partingMs, () => this.stream.destroy());
+    this.#timer = this.#owner.host.clock.after(partingMs, () => this.stream.destroy());
   }
 
   #send(bytes: Uint8Array): void {
