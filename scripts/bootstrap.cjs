@@ -52,7 +52,8 @@ function installed() {
   const present = readJson(at('node_modules', '.package-lock.json'));
   if (wanted === null || present === null || ltsNode() === null) return false;
   for (const name of Object.keys(wanted.packages)) {
-    if (name === '') continue;
+    // Folders of this checkout, and the links to them, have no version that could be another one.
+    if (!name.startsWith('node_modules/') || wanted.packages[name].link) continue;
     const there = present.packages[name];
     if (there === undefined && wanted.packages[name].optional) continue;
     if (there === undefined || there.version !== wanted.packages[name].version) return false;
@@ -186,10 +187,12 @@ function tools() {
 
 // ---------------------------------------------------------------- handing over
 
-/** The npm scripts' environment, with the programs of this checkout first. */
+/** The npm scripts' environment: the Node of this checkout first (not every npm links it), then its other programs. */
 function environment() {
   const env = Object.assign({}, process.env);
-  env.PATH = `${at('node_modules', '.bin')}:${env.PATH || ''}:/usr/sbin:/sbin`;
+  const node = ltsNode();
+  const first = node === null ? [] : [path.dirname(node)];
+  env.PATH = [...first, at('node_modules', '.bin'), env.PATH || '', '/usr/sbin', '/sbin'].join(':');
   return env;
 }
 
@@ -238,6 +241,5 @@ else if (verb === 'demo') {
 } else if (verb === 'test') test(rest);
 else if (verb === 'run' && rest.length > 0) {
   install();
-  const local = at('node_modules', '.bin', rest[0]);
-  handOver(fs.existsSync(local) ? local : rest[0], rest.slice(1));
+  handOver(rest[0], rest.slice(1));
 } else fail('usage: node scripts/bootstrap.cjs install | build | demo [args] | test [args] | run PROGRAM [args]');
