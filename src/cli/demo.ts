@@ -102,18 +102,19 @@ class Demo {
     }
   }
 
-  /** Says what is new about a daemon: who serves, who is gone. */
+  /** Says once what is new about a daemon: that it serves, that it is gone. */
   private tell(daemon: DemoDaemon): void {
     const { status } = daemon;
-    const news =
-      status === null
-        ? describeEnding(daemon, this.daemons, shortPath(daemon.place.configFile ?? ''))
-        : isServing(status)
-          ? describeUses(status)
-          : `${daemon.name} is ${status.role ?? 'without a role'}`;
-    if (this.said.get(daemon.name) === news) return;
+    const serves = status !== null && isServing(status);
+    const news = status === null ? 'gone' : serves ? `serves ${status.uri}` : 'there';
+    const before = this.said.get(daemon.name);
     this.said.set(daemon.name, news);
-    if (status === null || isServing(status)) this.line.say(news);
+    if (news === before) return;
+    if (status === null) {
+      this.line.say(describeEnding(daemon, this.daemons, shortPath(daemon.place.configFile ?? '')));
+    } else if (serves) this.line.say(describeUses(status));
+    else if (before === 'gone') this.line.say(`${daemon.name} is back (process ${status.pid})`);
+    else if (before !== undefined) this.line.say(`${daemon.name} does not serve any more`);
   }
 
   /** The primary first (pair.md 18): then the secondary has all that was written. */
