@@ -1,17 +1,16 @@
 import assert from 'node:assert/strict';
-import { open } from 'node:fs/promises';
 import { test } from 'node:test';
 import { run } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { requireTools } from '../support/tools.ts';
-import { ourServer } from './our-server.ts';
+import { emptyFile, ourServer } from './our-server.ts';
 
 requireTools('fio');
 
 for (const blocks of ['4k', '512-64k']) {
   test(`fio finds what it wrote, 32 in flight, blocks of ${blocks}`, async (t) => {
     const folder = await temporaryFolder(t);
-    await (await open(`${folder}/disk`, 'w')).truncate(16 * 1024 * 1024);
+    await emptyFile(`${folder}/disk`, 16 * 1024 * 1024);
     const { uri } = await ourServer(t, { file: `${folder}/disk` });
     const blockArgs = blocks.includes('-') ? [`--bsrange=${blocks}`, '--bs_unaligned=0'] : [`--bs=${blocks}`];
     const { code, stdout, stderr } = await run(

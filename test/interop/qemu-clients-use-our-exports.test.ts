@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { run } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { requireTools } from '../support/tools.ts';
-import { ourServer } from './our-server.ts';
+import { emptyFile, ourServer } from './our-server.ts';
 
 const MiB = 1024 * 1024;
 
@@ -57,7 +57,7 @@ test('qemu-img converts to and from us, compares equal, and sees a difference', 
   await source.truncate(32 * MiB);
   for (const at of [0, 5, 9, 20, 31]) await source.write(randomBytes(MiB), 0, MiB, at * MiB);
   await source.close();
-  await (await open(`${folder}/disk`, 'w')).truncate(32 * MiB);
+  await emptyFile(`${folder}/disk`, 32 * MiB);
   const { uri } = await ourServer(t, { file: `${folder}/disk` });
   await good('qemu-img', 'convert', '-n', '-W', '-m', '8', '-f', 'raw', '-O', 'raw', `${folder}/source`, uri);
   assert.match(await good('qemu-img', 'compare', '-f', 'raw', '-F', 'raw', `${folder}/source`, uri), /identical/);
@@ -87,11 +87,6 @@ test('a read-only export refuses qemu-io writes and is read', async (t) => {
   const { uri } = await ourServer(t, { file: path }, '--read-only');
   const { stdout, stderr } = await run('qemu-io', ['-f', 'raw', '-c', 'write -P 1 0 512', uri]);
   assert.match(stdout + stderr, /read-only|Permission denied|not permitted/i);
-  await qemuIo(
-    `json:{"driver":"raw","read-only":true,"file":{"driver":"nbd","export":"disk","server":{"type":"unix","path":"${/socket=(.*)$/.exec(uri)?.[1]}"}}}`,
-    'read -P 7 0 1M',
-  ).catch(async () => {
-    await good('qemu-io', '-r', '-f', 'raw', '-c', 'read -P 7 0 1M', uri);
-  });
+  await good('qemu-io', '-r', '-f', 'raw', '-c', 'read -P 7 0 1M', uri);
   assert.ok((await readFile(path)).every((byte) => byte === 7));
 });
