@@ -7,6 +7,7 @@
  */
 import { BlockError } from '../util/errors.ts';
 import type { Done } from '../util/later.ts';
+import type { CopyTarget } from './copy-target.ts';
 
 /**
  * - `held`: writes and flushes wait: at start, and after a link went down, until the supervisor has decided
@@ -50,6 +51,8 @@ export function forwards(mode: LinkMode): boolean {
 /** What a supervisor does to one member; the replication filter with `on-link-down: hold` is the one kind. */
 export interface LinkMember {
   readonly nodeName: string;
+  /** bytes of the disk */
+  readonly length: number;
   /** it has a child whose connection is not known to be broken */
   readonly connected: boolean;
   readonly missingBytes: number;
@@ -64,13 +67,15 @@ export interface LinkMember {
   /** Resolves when the other side proved everything forwarded so far durable. */
   proveDurable(): Done;
   bitmap(): ReplicationBitmap;
+  /** The missing blocks, for a sync over the link as it is now. @throws BlockError wrong-state if it does not forward */
+  copyTarget(): CopyTarget;
 }
 
 /** `ranges` and `all` go to missing; `unproven`: all of mayDiffer becomes missing (the other side is another instance). */
 export interface MarkRequest {
-  readonly ranges?: readonly (readonly [number, number])[];
-  readonly all?: boolean;
-  readonly unproven?: boolean;
+  readonly ranges?: readonly (readonly [number, number])[] | undefined;
+  readonly all?: boolean | undefined;
+  readonly unproven?: boolean | undefined;
 }
 
 export interface ReplicationBitmap {

@@ -4,10 +4,12 @@ import { blkdebugDriver } from './blkdebug.ts';
 import { copyBeforeWriteDriver } from './copy-before-write.ts';
 import { fileDriver } from './file.ts';
 import { memoryDriver } from './memory.ts';
+import { mirrorTopDriver } from './mirror-top.ts';
 import { nbdDriver } from './nbd.ts';
 import { nullCoDriver } from './null-co.ts';
 import { quorumDriver } from './quorum.ts';
 import { rawDriver } from './raw.ts';
+import { replicationDriver } from './replication.ts';
 import { shadowDriver } from './shadow.ts';
 
 export const drivers: readonly DriverDefinition[] = [
@@ -15,9 +17,11 @@ export const drivers: readonly DriverDefinition[] = [
   copyBeforeWriteDriver,
   fileDriver,
   memoryDriver,
+  mirrorTopDriver,
   nbdDriver,
   nullCoDriver,
   quorumDriver,
   rawDriver,
+  replicationDriver,
   shadowDriver,
 ];

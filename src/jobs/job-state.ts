@@ -29,7 +29,7 @@ export type JobVerb = 'pause' | 'resume' | 'cancel' | 'complete' | 'finalize' | 
 
 /** Where each status may go next. */
 export const jobMoves: Readonly<Record<JobStatus, readonly JobStatus[]>> = {
-  created: ['running', 'aborting'],
+  created: ['running', 'aborting', 'null'],
   running: ['paused', 'ready', 'waiting', 'aborting'],
   paused: ['running'],
   ready: ['standby', 'waiting', 'aborting'],
@@ -70,6 +70,8 @@ export interface JobState {
 
 export type JobEvent =
   | { readonly type: 'start' }
+  /** it was made, but what it needs could not be had: it never was */
+  | { readonly type: 'forgotten' }
   | { readonly type: 'verb'; readonly verb: JobVerb; readonly force?: boolean }
   /** the body stands at a pause point and does nothing */
   | { readonly type: 'rested' }
@@ -117,6 +119,8 @@ export function decide(state: JobState, event: JobEvent): JobDecision {
   switch (event.type) {
     case 'start':
       return moved(state, 'running', { type: 'run' });
+    case 'forgotten':
+      return moved(state, 'null');
     case 'verb':
       return decideVerb(state, event.verb, event.force === true);
     case 'rested':

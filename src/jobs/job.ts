@@ -107,7 +107,7 @@ export class Job implements JobControl {
   private state: JobState;
   private readonly body: JobBody;
   private readonly emit: Emit;
-  private readonly forget: (job: Job) => void;
+  private readonly gone: (job: Job) => void;
   private readonly end: Deferred = deferred();
   private speedLimit: number;
   private currentBytes = 0;
@@ -117,14 +117,14 @@ export class Job implements JobControl {
   private waiter: Deferred | null = null;
   private woken = false;
 
-  constructor(options: JobOptions, emit: Emit, forget: (job: Job) => void) {
+  constructor(options: JobOptions, emit: Emit, gone: (job: Job) => void) {
     this.id = options.id;
     this.type = options.type;
     this.internal = options.internal ?? false;
     this.body = options.body;
     this.speedLimit = options.speed ?? 0;
     this.emit = this.internal ? () => undefined : emit;
-    this.forget = forget;
+    this.gone = gone;
     this.concluded = this.end.promise;
     this.state = initialState({
       autoFinalize: options.autoFinalize ?? true,
@@ -146,6 +146,12 @@ export class Job implements JobControl {
 
   start(): void {
     this.apply({ type: 'start' });
+  }
+
+  /** Before `start`: it never was. */
+  forget(): void {
+    this.apply({ type: 'forgotten' });
+    this.end.resolve();
   }
 
   pause(): void {
@@ -313,7 +319,7 @@ export class Job implements JobControl {
   private statusChanged(status: JobStatus): void {
     this.emit('JOB_STATUS_CHANGE', { id: this.id, status });
     if (status === 'concluded') this.end.resolve();
-    if (status === 'null') this.forget(this);
+    if (status === 'null') this.gone(this);
   }
 
   private async run(): Promise<void> {

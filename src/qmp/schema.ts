@@ -6,6 +6,7 @@ import { blockSchema } from './schema/block.ts';
 import { controlEvents, controlSchema } from './schema/control.ts';
 import { exportEvents, exportSchema } from './schema/export.ts';
 import { jobEvents, jobSchema } from './schema/job.ts';
+import { replicationEvents, replicationSchema } from './schema/replication.ts';
 
 /** A group of commands under one heading of the reference. */
 export interface CommandFamily {
@@ -20,4 +21,5 @@ export const engineFamilies: readonly CommandFamily[] = [
   { title: 'Block nodes', commands: blockSchema, events: [] },
   { title: 'Exports', commands: exportSchema, events: exportEvents },
   { title: 'Jobs', commands: jobSchema, events: jobEvents },
+  { title: 'Replication', commands: replicationSchema, events: replicationEvents },
 ];

@@ -6,11 +6,13 @@ import { blockSchema } from '../../qmp/schema/block.ts';
 import { controlSchema } from '../../qmp/schema/control.ts';
 import { exportSchema } from '../../qmp/schema/export.ts';
 import { jobSchema } from '../../qmp/schema/job.ts';
+import { replicationSchema } from '../../qmp/schema/replication.ts';
 import type { Engine } from '../engine.ts';
 import { blockCommands } from './block.ts';
 import { controlCommands } from './control.ts';
 import { exportCommands } from './export.ts';
 import { jobCommands } from './job.ts';
+import { replicationCommands } from './replication.ts';
 
 /** A command as the engine runs it; what it is given was checked by its definition. */
 export interface Command {
@@ -24,6 +26,7 @@ export function engineCommands(engine: Engine): ReadonlyMap<string, Command> {
   join(commands, blockSchema, blockCommands(engine));
   join(commands, exportSchema, exportCommands(engine));
   join(commands, jobSchema, jobCommands(engine));
+  join(commands, replicationSchema, replicationCommands(engine));
   return commands;
 }
 

@@ -1,13 +1,13 @@
 /** The commands about jobs. */
+import { startBlockdevMirror } from '../../jobs/mirror.ts';
 import type { Handlers } from '../../qmp/command.ts';
 import type { jobSchema } from '../../qmp/schema/job.ts';
-import { BlockError } from '../../util/errors.ts';
 import type { Engine } from '../engine.ts';
 
 export function jobCommands(engine: Engine): Handlers<typeof jobSchema> {
   const { jobs } = engine;
   return {
-    'blockdev-mirror': (args) => startMirror(engine, args),
+    'blockdev-mirror': (args) => startBlockdevMirror(engine.graph, jobs, args),
     'query-jobs': () => jobs.list().map((job) => job.info()),
     'query-block-jobs': () => jobs.list().map((job) => job.blockInfo()),
     'job-pause': ({ id }) => jobs.find(id).pause(),
@@ -24,10 +24,4 @@ export function jobCommands(engine: Engine): Handlers<typeof jobSchema> {
     'block-job-finalize': ({ id }) => jobs.find(id).finalize(),
     'block-job-dismiss': ({ id }) => jobs.find(id).dismiss(),
   };
-}
-
-type MirrorArguments = Parameters<Handlers<typeof jobSchema>['blockdev-mirror']>[0];
-
-function startMirror(_engine: Engine, _args: MirrorArguments): Promise<void> {
-  return Promise.reject(new BlockError('not-supported', 'blockdev-mirror is not there yet'));
 }

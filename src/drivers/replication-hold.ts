@@ -1,0 +1,402 @@
+/**
+ * The link of a pair (`on-link-down: hold`): what becomes of a write or flush in each mode of the link group.
+ *
+ *     mode      write                                          flush
+ *     held      waits for the next mode                        waits for the next mode
+ *     alone     marked missing, done                           done (the local disk makes it durable)
+ *     syncing   missing ranges stay marked, others forwarded   done
+ *     in-sync   forwarded                                      forwarded, waits for the other side
+ *     refusing  marked missing, fails                          fails
+ *
+ * Invariants: there is a stream exactly in the two modes that forward. A request that the stream gave back (the link
+ * broke under it) is asked again in the next mode, by the same rules: nobody hears of a broken link.
+ *
+ * Two decisions. *Discards* are not forwarded: the filter cannot know what the local disk made of one (pair.md 9). The
+ * range is marked missing, so that a sync sends what the local disk then reads; quorum, which can ask the first child,
+ * turns those that read as zeroes into zeroes instead. *Drain* (`settle`) waits for the window, not for users that are
+ * held: they are in flight for whoever issued them, and only the next mode lets them go. It ends in bounded time: a
+ * drain that waits for the other side counts as a user that does.
+ */
+import { asBreakable } from '../block/breakable.ts';
+import type { Child } from '../block/child.ts';
+import type { CopyTarget, CopyTicket } from '../block/copy-target.ts';
+import type { DirtyRange } from '../block/dirty-bitmap.ts';
+import type { OpenContext } from '../block/driver.ts';
+import {
+  forwards,
+  type LinkGroup,
+  type LinkMember,
+  type LinkMode,
+  type MarkRequest,
+  type ReplicationBitmap,
+} from '../block/link-group.ts';
+import { type WriteFlags, writeFlags } from '../block/node.ts';
+import { isRange } from '../util/bytes.ts';
+import { BlockError } from '../util/errors.ts';
+import { attempt, type Deferred, type Done, deferred } from '../util/later.ts';
+import type { LinkOptions, ReplicationLink } from './replication-link.ts';
+import type { ReplicationMarks } from './replication-marks.ts';
+import { StallWatch } from './replication-stall.ts';
+import { ReplicationStream, type StreamOwner } from './replication-stream.ts';
+
+/** A user that waits for the next mode. */
+interface Parked extends DirtyRange {
+  readonly again: () => Done;
+  readonly done: Deferred;
+}
+
+/** How the link gets and loses its child: the driver's, because permissions are its business. */
+export interface ChildDoor {
+  attach(reference: string): Promise<Child>;
+  detach(child: Child): Promise<void>;
+}
+
+export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
+  readonly nodeName: string;
+  private readonly context: OpenContext;
+  private readonly group: LinkGroup;
+  private readonly options: LinkOptions;
+  private readonly door: ChildDoor;
+  private readonly marks: ReplicationMarks;
+  private readonly stall: StallWatch;
+  private child: Child | null = null;
+  /** why the connection of `child` is of no use any more; null while it is */
+  private broken: string | null = null;
+  private changing = false;
+  private stream: ReplicationStream | null = null;
+  private parked: Parked[] = [];
+  private someWriters = false;
+  private recorded: BlockError | null = null;
+  private closed = false;
+  private forwardedBefore = 0;
+
+  constructor(context: OpenContext, group: LinkGroup, marks: ReplicationMarks, door: ChildDoor, options: LinkOptions) {
+    this.nodeName = context.nodeName;
+    this.context = context;
+    this.group = group;
+    this.options = options;
+    this.door = door;
+    this.marks = marks;
+    this.stall = new StallWatch(context.host.clock, options.stallMsMax, () =>
+      this.linkBroke(`no answer within ${options.stallMsMax} ms`),
+    );
+  }
+
+  // ------------------------------------------------------------ users
+
+  write(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done {
+    switch (this.group.mode) {
+      case 'held':
+        return this.park(offset, length, () => this.write(offset, length, from, flags));
+      case 'alone':
+        this.marks.markMissing(offset, length);
+        return undefined;
+      case 'syncing':
+      case 'in-sync':
+        return this.forward(offset, length, from, flags);
+      case 'refusing':
+        // The local disk was given it too, whatever the user hears.
+        this.marks.markMissing(offset, length);
+        throw this.refusal();
+    }
+  }
+
+  discard(offset: number, length: number): Done {
+    switch (this.group.mode) {
+      case 'held':
+        return this.park(offset, length, () => this.discard(offset, length));
+      case 'refusing':
+        this.marks.markMissing(offset, length);
+        throw this.refusal();
+      case 'in-sync':
+        this.diverged(offset, length);
+        return undefined;
+      default:
+        this.marks.markMissing(offset, length);
+        return undefined;
+    }
+  }
+
+  flush(): Done {
+    switch (this.group.mode) {
+      case 'held':
+        // With nobody above who writes this is the graph closing: there is no promise to keep.
+        return this.someWriters ? this.park(0, 0, () => this.flush()) : undefined;
+      case 'alone':
+      case 'syncing':
+        return undefined;
+      case 'in-sync': {
+        if (this.options.acknowledge === 'local') return undefined;
+        const done = this.openStream().flush();
+        return done === undefined ? undefined : this.orInNextMode(done, () => this.flush());
+      }
+      case 'refusing':
+        throw this.refusal();
+    }
+  }
+
+  private forward(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done {
+    const stream = this.openStream();
+    // While not in sync, and where only the local side counts, nobody waits for the other side.
+    const waits = this.group.mode === 'in-sync' && this.options.acknowledge !== 'local';
+    const fua = waits && (flags & writeFlags.fua) !== 0;
+    const fits = from === null || length <= stream.windowBytes;
+    const early = fits && !fua && !(waits && this.options.acknowledge === 'remote');
+    const sentFlags = (flags & writeFlags.noHole) | (fua ? writeFlags.fua : 0);
+    const done = stream.write(offset, length, from, sentFlags, early);
+    return done === undefined ? undefined : this.orInNextMode(done, () => this.write(offset, length, from, flags));
+  }
+
+  /** A wait for the other side: bounded, and if the link breaks under it, asked again. */
+  private orInNextMode(done: Promise<void>, again: () => Done): Promise<void> {
+    return this.stall.watch(done).catch(again);
+  }
+
+  private park(offset: number, length: number, again: () => Done): Done {
+    if (this.closed) throw new BlockError('shutting-down', `node '${this.nodeName}' is closed`);
+    const done = deferred();
+    this.parked.push({ offset, length, again, done });
+    return done.promise;
+  }
+
+  private refusal(): BlockError {
+    return new BlockError('wrong-state', `node '${this.nodeName}': the other side is away, and writes are refused`);
+  }
+
+  settle(): Done {
+    const done = this.stream?.settle();
+    return done === undefined ? undefined : this.stall.watch(done);
+  }
+
+  siblingFailed(offset: number, length: number): void {
+    this.diverged(offset, length);
+  }
+
+  writersChanged(some: boolean): void {
+    this.someWriters = some;
+  }
+
+  /** The other side was given what the local disk does not have: sent again from what that reads (pair.md 8). */
+  private diverged(offset: number, length: number): void {
+    this.marks.markDiverged(offset, length);
+    this.stream?.dropWaiting(offset, length);
+    if (forwards(this.group.mode)) {
+      this.context.emit('REPLICATION_DIVERGED', { node: this.nodeName, offset, length });
+    }
+  }
+
+  // ------------------------------------------------------------ the link
+
+  get connected(): boolean {
+    return this.child !== null && this.broken === null && !this.changing;
+  }
+
+  get length(): number {
+    return this.marks.length;
+  }
+
+  get missingBytes(): number {
+    return this.marks.missingBytes;
+  }
+
+  get error(): BlockError | null {
+    return this.recorded;
+  }
+
+  clearError(): void {
+    this.recorded = null;
+  }
+
+  /** In the tick of the first failure all members of the group leave forwarding (pair.md 5). */
+  forwardFailed(error: BlockError): void {
+    this.linkBroke(error.message);
+  }
+
+  /** The connection is cut, so that a peer that hangs lets go of what it was given. */
+  private linkBroke(reason: string): void {
+    const { child } = this;
+    if (this.broken !== null || child === null) return;
+    this.broken = reason;
+    this.recorded = new BlockError('connection-lost', `node '${this.nodeName}': ${reason}`);
+    this.group.linkDown();
+    asBreakable(child.node)?.breakConnection(reason);
+    this.context.emit('REPLICATION_LINK', { state: 'down', node: this.nodeName, reason });
+  }
+
+  enter(mode: LinkMode): void {
+    if (!forwards(mode)) {
+      const { stream } = this;
+      this.stream = null;
+      if (stream === null) return;
+      stream.abandon(this.recorded ?? new BlockError('connection-lost', `node '${this.nodeName}' is ${mode}`));
+      this.forwardedBefore += stream.forwardedBytes;
+      return;
+    }
+    if (this.stream === null && this.child !== null) {
+      this.stream = new ReplicationStream(this.child, this.marks, this.options.windowBytes, this);
+    }
+    if (this.stream !== null) this.stream.skipsMissing = mode === 'syncing';
+  }
+
+  resume(): void {
+    if (this.group.mode === 'held') return;
+    const { parked } = this;
+    this.parked = [];
+    for (const { again, done } of parked) {
+      const result = attempt(again);
+      if (result === undefined) done.resolve();
+      else result.then(done.resolve, done.reject);
+    }
+  }
+
+  private openStream(): ReplicationStream {
+    if (this.stream !== null) return this.stream;
+    throw new BlockError('wrong-state', `node '${this.nodeName}' is ${this.group.mode} without a connection`);
+  }
+
+  // ------------------------------------------------------------ the supervisor's commands
+
+  async connect(reference: string): Promise<void> {
+    if (this.child !== null || this.changing) {
+      throw new BlockError('wrong-state', `node '${this.nodeName}' has a connection already`);
+    }
+    this.changing = true;
+    try {
+      const child = await this.door.attach(reference);
+      if (child.node.length !== this.marks.length) {
+        const lengths = `${child.node.length} bytes, '${this.nodeName}' has ${this.marks.length}`;
+        await this.door.detach(child);
+        throw new BlockError('invalid-option', `node '${reference}' has ${lengths}: both sides must be equally long`);
+      }
+      this.took(child);
+    } finally {
+      this.changing = false;
+    }
+  }
+
+  /** The child is ours. */
+  took(child: Child): void {
+    this.child = child;
+    this.broken = null;
+    this.recorded = null;
+    asBreakable(child.node)?.onBroken((error) => {
+      if (this.child === child) this.linkBroke(error.message);
+    });
+  }
+
+  async disconnect(): Promise<void> {
+    const { child } = this;
+    if (forwards(this.group.mode)) {
+      throw new BlockError('wrong-state', `node '${this.nodeName}' is ${this.group.mode}: set another mode first`);
+    }
+    if (this.changing) throw new BlockError('wrong-state', `node '${this.nodeName}' is being connected`);
+    if (child === null) return;
+    this.changing = true;
+    try {
+      this.child = null;
+      await this.door.detach(child);
+    } finally {
+      this.changing = false;
+    }
+  }
+
+  mark(what: MarkRequest): void {
+    const { marks } = this;
+    for (const [offset, length] of what.ranges ?? []) {
+      if (isRange(offset, length, marks.length)) continue;
+      throw new BlockError(
+        'invalid-request',
+        `[${offset}, ${length}] is outside of the ${marks.length} bytes of the disk`,
+      );
+    }
+    for (const [offset, length] of what.ranges ?? []) marks.markMissing(offset, length);
+    if (what.unproven === true) marks.markUnprovenMissing();
+    if (what.all === true) marks.markAllMissing();
+  }
+
+  /** Refused while requests are under way, or while writes are marked: the proof would be older than they are. */
+  forget(): void {
+    const { mode } = this.group;
+    if (forwards(mode)) throw new BlockError('wrong-state', `node '${this.nodeName}' is ${mode}: writes are under way`);
+    this.marks.clearAll();
+  }
+
+  proveDurable(): Done {
+    const { mode } = this.group;
+    if (!forwards(mode))
+      throw new BlockError('wrong-state', `node '${this.nodeName}' is ${mode}: nothing is forwarded`);
+    return this.openStream().flush();
+  }
+
+  bitmap(): ReplicationBitmap {
+    const waiting = [...this.parked, ...(this.stream?.waiting() ?? [])];
+    return this.marks.bitmap(waiting.filter(({ length }) => length > 0));
+  }
+
+  copyTarget(): CopyTarget {
+    const { mode } = this.group;
+    if (!forwards(mode)) throw new BlockError('wrong-state', `node '${this.nodeName}' is ${mode}: it cannot be synced`);
+    return new MissingBlocks(this.openStream(), this.marks);
+  }
+
+  // ------------------------------------------------------------ ends
+
+  close(): void {
+    this.closed = true;
+    this.stall.close();
+    const reason = new BlockError('shutting-down', `node '${this.nodeName}' is closed`);
+    this.stream?.abandon(reason);
+    this.stream = null;
+    for (const { done } of this.parked) done.reject(reason);
+    this.parked = [];
+    this.child = null;
+  }
+
+  info(): Record<string, unknown> {
+    return {
+      link: this.group.mode,
+      connected: this.connected,
+      'window-bytes': this.stream?.inFlightBytes ?? 0,
+      'forwarded-bytes': this.forwardedBefore + (this.stream?.forwardedBytes ?? 0),
+    };
+  }
+}
+
+/** What a sync copies: over the one stream it was made for, because a broken link ends it. */
+class MissingBlocks implements CopyTarget {
+  private readonly stream: ReplicationStream;
+  private readonly marks: ReplicationMarks;
+
+  constructor(stream: ReplicationStream, marks: ReplicationMarks) {
+    this.stream = stream;
+    this.marks = marks;
+  }
+
+  get granularity(): number {
+    return this.marks.granularity;
+  }
+
+  get remainingBytes(): number {
+    return this.marks.missingBytes - this.stream.heldBytes;
+  }
+
+  next(from: number, lengthMax: number): DirtyRange | null {
+    const range = this.stream.nextMissing(from);
+    return range === null ? null : { offset: range.offset, length: Math.min(range.length, lengthMax) };
+  }
+
+  take(range: DirtyRange): CopyTicket {
+    const { stream } = this;
+    const hold = stream.hold(range);
+    return {
+      trim: (length: number): void => stream.trim(hold, length),
+      send: (bytes: Uint8Array | null): Done => stream.copy(hold, bytes, writeFlags.none),
+      skip: (): void => stream.skip(hold),
+      giveBack: (): void => stream.release(hold),
+    };
+  }
+
+  flush(): Done {
+    return this.stream.flush();
+  }
+}

@@ -1,0 +1,121 @@
+/**
+ * The two ways of a primary's filter to treat its link; `replication.ts` asks one of them for every request.
+ *
+ * `RecordLink` (here): a graph built by hand. A failed forward is recorded, nothing more (pair.md 5, last sentence).
+ * `HoldLink` (replication-hold.ts): a pair. A failed forward holds all writers of the group until the supervisor decides.
+ */
+import type { Child } from '../block/child.ts';
+import { type WriteFlags, writeFlags } from '../block/node.ts';
+import type { BlockError } from '../util/errors.ts';
+import { after, type Done } from '../util/later.ts';
+import type { ReplicationMarks } from './replication-marks.ts';
+import { ReplicationStream, type StreamOwner } from './replication-stream.ts';
+
+/** What an answer to the user means (design: "Forwarding, and what an acknowledgement means"). */
+export type Acknowledge = 'remote' | 'flush' | 'local';
+
+export interface LinkOptions {
+  readonly acknowledge: Acknowledge;
+  /** bytes */
+  readonly windowBytes: number;
+  readonly stallMsMax: number;
+}
+
+/** What the filter asks of its link. `from` is null for zeroes. */
+export interface ReplicationLink {
+  write(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done;
+  discard(offset: number, length: number): Done;
+  flush(): Done;
+  /** Ends when nothing that was answered early is still under way. */
+  settle(): Done;
+  siblingFailed(offset: number, length: number): void;
+  /** Whether somebody above writes. */
+  writersChanged(some: boolean): void;
+  /** The last failure; kept until `clearError`. */
+  readonly error: BlockError | null;
+  clearError(): void;
+  close(): void;
+  info(): Record<string, unknown>;
+}
+
+/**
+ * A write answered before the other side has it, or only then.
+ * FUA "is a write, then a flush" (spec: replication-filter): the write's failure is recorded, the flush's returned.
+ */
+export class RecordLink implements ReplicationLink, StreamOwner {
+  private readonly acknowledge: Acknowledge;
+  private readonly marks: ReplicationMarks;
+  private readonly stream: ReplicationStream;
+  private recorded: BlockError | null = null;
+
+  constructor(child: Child, marks: ReplicationMarks, options: LinkOptions) {
+    this.acknowledge = options.acknowledge;
+    this.marks = marks;
+    this.stream = new ReplicationStream(child, marks, options.windowBytes, this);
+  }
+
+  get error(): BlockError | null {
+    return this.recorded;
+  }
+
+  clearError(): void {
+    this.recorded = null;
+  }
+
+  forwardFailed(error: BlockError): void {
+    this.recorded = error;
+  }
+
+  write(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done {
+    const fua = (flags & writeFlags.fua) !== 0;
+    const sentFlags = flags & writeFlags.noHole;
+    // Too large for the window: it borrows the writer's bytes, and the writer waits.
+    const fits = from === null || length <= this.stream.windowBytes;
+    const done = this.stream.write(offset, length, from, sentFlags, this.acknowledge !== 'remote' && fits);
+    return fua ? after(done, () => this.flush()) : done;
+  }
+
+  /** Dropped, as QEMU does: the content is undefined afterwards, on both sides. The range may differ from now on. */
+  discard(offset: number, length: number): Done {
+    this.marks.markMissing(offset, length);
+    return undefined;
+  }
+
+  flush(): Done {
+    switch (this.acknowledge) {
+      case 'remote':
+        return this.stream.flush();
+      case 'flush':
+        // Recorded by `forwardFailed`; the user has success.
+        return this.stream.flush()?.catch(() => undefined);
+      case 'local':
+        this.stream.flush()?.catch(() => undefined);
+        return undefined;
+    }
+  }
+
+  settle(): Done {
+    return this.stream.settle();
+  }
+
+  siblingFailed(offset: number, length: number): void {
+    this.marks.markDiverged(offset, length);
+  }
+
+  writersChanged(): void {
+    // Nobody is held here, so it does not matter who writes.
+  }
+
+  close(): void {
+    // What was answered early has been settled by the graph; the stream goes with the filter.
+  }
+
+  info(): Record<string, unknown> {
+    return {
+      link: null,
+      connected: true,
+      'window-bytes': this.stream.inFlightBytes,
+      'forwarded-bytes': this.stream.forwardedBytes,
+    };
+  }
+}

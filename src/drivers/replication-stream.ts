@@ -1,0 +1,426 @@
+/**
+ * The stream of forwarded requests to one connection of the other side.
+ *
+ * A request is *placed* (its bytes are in the window, or borrowed from the caller) and then sent to the child at once, in
+ * the order placed; one that finds no room, or a range that a copy holds, waits in line with all that come after it.
+ * Requests answered early are done when placed, the others when the child has answered.
+ *
+ * Invariants: what was sent and is not answered when the stream is abandoned is marked missing in that same call; a
+ * flush goes out only after the replies to everything that was placed before it, or directly behind it to a child that
+ * keeps the order of one connection (pair.md 3); its success proves just that (pair.md 4). An abandoned stream answers
+ * nobody: its promises reject, and whoever waits asks again in the next mode.
+ */
+import type { Child } from '../block/child.ts';
+import { type TakenRange, TakenRanges } from '../block/copy-target.ts';
+import type { DirtyRange } from '../block/dirty-bitmap.ts';
+import type { DriverNode } from '../block/driver.ts';
+import { type WriteFlags, writeFlags } from '../block/node.ts';
+import { type BlockError, toBlockError } from '../util/errors.ts';
+import { attempt, type Deferred, type Done, deferred } from '../util/later.ts';
+import type { ReplicationMarks } from './replication-marks.ts';
+import { ReplicationWindow, type WindowPiece } from './replication-window.ts';
+
+/** What a failed forward means is the filter's business: it records it, or abandons the stream in this very call. */
+export interface StreamOwner {
+  forwardFailed(error: BlockError): void;
+}
+
+/** A user's write or zeroes on its way. `from` is null for zeroes. */
+export interface StreamRequest {
+  readonly offset: number;
+  readonly length: number;
+  readonly from: Uint8Array | null;
+  readonly flags: WriteFlags;
+  /** answered when placed: its bytes are copied into the window */
+  readonly early: boolean;
+}
+
+interface WaitingRequest extends StreamRequest {
+  /** the first byte not placed yet */
+  at: number;
+  /** pieces sent that the child has not answered; counted only where the caller's bytes are borrowed */
+  pending: number;
+  readonly done: Deferred;
+}
+
+/** One request at the child. The object and its two callbacks are used again and again. */
+class Sent {
+  offset = 0;
+  length = 0;
+  piece: WindowPiece | null = null;
+  request: WaitingRequest | null = null;
+  isCopy = false;
+  /** which of the two generations of writes it belongs to */
+  generation = 0;
+  readonly answered: () => void;
+  readonly failed: (error: unknown) => void;
+
+  constructor(stream: ReplicationStream) {
+    this.answered = (): void => stream.answered(this);
+    this.failed = (error: unknown): void => stream.failed(this, error);
+  }
+}
+
+export class ReplicationStream {
+  private readonly child: Child;
+  private readonly marks: ReplicationMarks;
+  private readonly owner: StreamOwner;
+  private readonly window: ReplicationWindow;
+  private readonly sent = new Set<Sent>();
+  private readonly spare: Sent[] = [];
+  private line: WaitingRequest[] = [];
+  /** ranges that copies are reading from the source: writes to them wait until the copy itself was sent (pair.md 11) */
+  private readonly holds = new TakenRanges();
+  /** leaves ranges that are missing to the copy that will come by (mode syncing) */
+  skipsMissing = false;
+  private generation = 0;
+  private readonly unanswered = [0, 0];
+  /** the flush under way, and the one that begins after it, which all later ones join */
+  private flushing: Deferred | null = null;
+  private nextFlush: Deferred | null = null;
+  private flushSent = false;
+  private idleWaiter: Deferred | null = null;
+  private down: BlockError | null = null;
+  /** bytes of users' writes that the other side has acknowledged or not, since the filter was opened: see `info` */
+  inFlightBytes = 0;
+  forwardedBytes = 0;
+
+  constructor(child: Child, marks: ReplicationMarks, windowBytes: number, owner: StreamOwner) {
+    this.child = child;
+    this.marks = marks;
+    this.owner = owner;
+    this.window = new ReplicationWindow(windowBytes);
+  }
+
+  get windowBytes(): number {
+    return this.window.size;
+  }
+
+  // ------------------------------------------------------------ writes
+
+  /**
+   * A write or zeroes (`from` null). Undefined: placed or done. A promise: it waits; it rejects if the stream is
+   * abandoned, and then the caller's bytes are its own again and its fate is unknown.
+   */
+  write(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags, early: boolean): Done {
+    const quick = early && this.line.length === 0 && this.holds.empty && !this.skips(offset, length);
+    if (quick && this.place(offset, length, from, flags, null)) {
+      return this.down === null ? undefined : Promise.reject(this.down);
+    }
+    const request: WaitingRequest = { offset, length, from, flags, early, at: offset, pending: 0, done: deferred() };
+    const placed = this.line.length === 0 && this.advance(request);
+    if (this.down !== null) {
+      if (request.pending === 0) request.done.reject(this.down);
+    } else if (!placed) this.line.push(request);
+    else if (early || request.pending === 0) return undefined;
+    return request.done.promise;
+  }
+
+  private skips(offset: number, length: number): boolean {
+    return this.skipsMissing && this.marks.anyMissing(offset, length);
+  }
+
+  /** Places as much of a request as there is room for. True: all of it. */
+  private advance(request: WaitingRequest): boolean {
+    const end = request.offset + request.length;
+    while (request.at < end) {
+      if (this.holds.overlaps(request.at, end - request.at)) return false;
+      const run = this.skipsMissing ? this.marks.run(request.at, end) : { missing: false, end };
+      if (!run.missing) {
+        const { at, offset, from } = request;
+        const bytes = from === null ? null : from.subarray(at - offset, run.end - offset);
+        if (!this.place(at, run.end - at, bytes, request.flags, request.early ? null : request)) return false;
+        if (this.down !== null) return false;
+      }
+      request.at = run.end;
+    }
+    return true;
+  }
+
+  /** Sends one run, copied into the window or borrowed for `borrower`. False: no room. */
+  private place(
+    offset: number,
+    length: number,
+    from: Uint8Array | null,
+    flags: WriteFlags,
+    borrower: WaitingRequest | null,
+  ): boolean {
+    let piece: WindowPiece | null = null;
+    if (borrower === null) {
+      piece = from === null ? this.window.takeEmpty() : this.window.take(from);
+      if (piece === null) return false;
+    } else borrower.pending += 1;
+    this.marks.markWritten(offset, length);
+    this.inFlightBytes += length;
+    const sent = this.enter(offset, length);
+    sent.piece = piece;
+    sent.request = borrower;
+    this.issue(sent, piece === null || from === null ? from : piece.bytes, flags);
+    return true;
+  }
+
+  private enter(offset: number, length: number): Sent {
+    const sent = this.spare.pop() ?? new Sent(this);
+    sent.offset = offset;
+    sent.length = length;
+    sent.generation = this.generation;
+    this.addUnanswered(this.generation, 1);
+    this.sent.add(sent);
+    return sent;
+  }
+
+  private issue(sent: Sent, bytes: Uint8Array | null, flags: WriteFlags): void {
+    const { node } = this.child;
+    let done: Done;
+    try {
+      done =
+        bytes === null
+          ? node.writeZeroes(sent.offset, sent.length, flags)
+          : node.write(sent.offset, bytes, flags & ~writeFlags.noHole);
+    } catch (error) {
+      this.failed(sent, error);
+      return;
+    }
+    if (done === undefined) this.answered(sent);
+    else done.then(sent.answered, sent.failed);
+  }
+
+  // ------------------------------------------------------------ answers
+
+  /** @internal the child has a request */
+  answered(sent: Sent): void {
+    if (!sent.isCopy) this.forwardedBytes += sent.length;
+    this.leave(sent);
+  }
+
+  /** @internal the child failed a request; the first failure reaches the owner in this tick (pair.md 5) */
+  failed(sent: Sent, thrown: unknown): void {
+    if (this.down === null) {
+      this.marks.markMissing(sent.offset, sent.length);
+      this.owner.forwardFailed(toBlockError(thrown));
+    }
+    this.leave(sent);
+  }
+
+  /** A request is over for the child: its memory is free, and whoever waited for it goes on. */
+  private leave(sent: Sent): void {
+    const { piece, request, generation } = sent;
+    this.sent.delete(sent);
+    if (!sent.isCopy) this.inFlightBytes -= sent.length;
+    sent.piece = null;
+    sent.request = null;
+    sent.isCopy = false;
+    if (this.spare.length < spareMax) this.spare.push(sent);
+    this.addUnanswered(generation, -1);
+    if (piece !== null) this.window.giveBack(piece);
+    if (request !== null) {
+      request.pending -= 1;
+      if (request.pending === 0) this.settleBorrower(request);
+    }
+    if (this.down !== null) return;
+    if (this.flushing !== null && !this.flushSent) this.sendFlushIfDue();
+    this.pump();
+    this.wakeIdle();
+  }
+
+  private settleBorrower(request: WaitingRequest): void {
+    if (this.down !== null) request.done.reject(this.down);
+    else if (request.at === request.offset + request.length) request.done.resolve();
+  }
+
+  /** Room or a held range became free: those in line go on in their order. */
+  private pump(): void {
+    while (this.line.length > 0 && this.down === null) {
+      const request = this.line[0];
+      // A failure inside of `advance` abandons the stream, and with it the line.
+      if (request === undefined || !this.advance(request)) return;
+      this.line.shift();
+      if (request.early || request.pending === 0) request.done.resolve();
+    }
+  }
+
+  // ------------------------------------------------------------ copies
+
+  /** Writes to the range wait from now on. */
+  hold(range: DirtyRange): TakenRange {
+    return this.holds.add(range);
+  }
+
+  /** The copy takes less: writes to the rest go on. */
+  trim(hold: TakenRange, length: number): void {
+    hold.length = length;
+    this.pump();
+  }
+
+  /** Nothing is sent; the range stays missing. */
+  release(hold: TakenRange): void {
+    if (this.holds.delete(hold)) this.pump();
+  }
+
+  /** The other side has the held range already. */
+  skip(hold: TakenRange): void {
+    if (this.down !== null) throw this.down;
+    this.marks.markPresent(hold.offset, hold.length);
+    this.release(hold);
+  }
+
+  /** Sends what a copy has read (null: zeroes) from the held range, which is then like any written range. */
+  copy(hold: TakenRange, bytes: Uint8Array | null, flags: WriteFlags): Done {
+    if (this.down !== null) throw this.down;
+    const { offset, length } = hold;
+    const request: WaitingRequest = {
+      offset,
+      length,
+      from: bytes,
+      flags,
+      early: false,
+      at: offset + length,
+      pending: 1,
+      done: deferred(),
+    };
+    this.marks.markCopied(offset, length);
+    const sent = this.enter(offset, length);
+    sent.request = request;
+    sent.isCopy = true;
+    this.issue(sent, bytes, flags);
+    this.release(hold);
+    return request.done.promise;
+  }
+
+  /** The writes in line: the local disk has them, nothing of them was sent. */
+  waiting(): readonly DirtyRange[] {
+    return this.line;
+  }
+
+  /** The local disk failed a write: nothing of it that still waits in line is sent after its range was marked. */
+  dropWaiting(offset: number, length: number): void {
+    for (const request of this.line) {
+      if (request.offset >= offset + length || offset >= request.offset + request.length) continue;
+      request.at = request.offset + request.length;
+    }
+    this.pump();
+  }
+
+  /** The first missing range at or after `from` that no copy holds; null: none. */
+  nextMissing(from: number): DirtyRange | null {
+    return this.holds.nextFree(from, (at) => this.marks.nextMissing(at));
+  }
+
+  get heldBytes(): number {
+    return this.holds.bytes;
+  }
+
+  // ------------------------------------------------------------ flushes
+
+  /**
+   * Done when the other side has made durable all that was placed before this call. At most one flush is under way and
+   * one waits, which all later ones join.
+   */
+  flush(): Done {
+    if (this.flushing !== null) {
+      this.nextFlush ??= deferred();
+      return this.nextFlush.promise;
+    }
+    const flush = deferred();
+    this.beginFlush(flush);
+    if (this.flushing === null && this.down === null && this.flushFailure === null) return undefined;
+    return flush.promise;
+  }
+
+  private flushFailure: BlockError | null = null;
+
+  /** What is placed from now on is not covered. */
+  private beginFlush(flush: Deferred): void {
+    // The waiters are told through the promise; those who ask nobody must not be an unhandled rejection.
+    flush.promise.catch(() => undefined);
+    this.flushing = flush;
+    this.flushSent = false;
+    this.flushFailure = null;
+    this.marks.beginProof();
+    this.generation ^= 1;
+    this.sendFlushIfDue();
+  }
+
+  private sendFlushIfDue(): void {
+    const ordered = (this.child.node as DriverNode).ordered === true;
+    if (!ordered && this.unansweredOf(this.generation ^ 1) > 0) return;
+    this.flushSent = true;
+    const done = attempt(() => this.child.node.flush());
+    if (done === undefined) this.endFlush(null);
+    else
+      done.then(
+        () => this.endFlush(null),
+        (error: unknown) => this.endFlush(toBlockError(error)),
+      );
+  }
+
+  private endFlush(error: BlockError | null): void {
+    const { flushing, nextFlush } = this;
+    if (flushing === null || this.down !== null) return;
+    this.marks.endProof(error === null);
+    this.flushFailure = error;
+    this.flushing = null;
+    this.nextFlush = null;
+    if (error === null) flushing.resolve();
+    else {
+      // The other side may have dropped what it could not make durable: nothing of it counts as being there.
+      if (!isLost(error)) this.marks.markUnprovenMissing();
+      this.owner.forwardFailed(error);
+      flushing.reject(this.down ?? error);
+    }
+    if (nextFlush === null) this.wakeIdle();
+    else if (this.down === null) this.beginFlush(nextFlush);
+    else nextFlush.reject(this.down);
+  }
+
+  // ------------------------------------------------------------ ends
+
+  /** Ends when everything that was sent has been answered. Those in line are their callers' business. */
+  settle(): Done {
+    if (this.down !== null || (this.sent.size === 0 && this.flushing === null)) return undefined;
+    this.idleWaiter ??= deferred();
+    return this.idleWaiter.promise;
+  }
+
+  private wakeIdle(): void {
+    if (this.idleWaiter === null || this.settle() === undefined) {
+      this.idleWaiter?.resolve();
+      this.idleWaiter = null;
+    }
+  }
+
+  /**
+   * The end of the stream: what is not answered is missing from now on, whatever becomes of it. Nobody is answered in
+   * this call. Borrowed bytes go back to their owners when the child has let them go.
+   */
+  abandon(reason: BlockError): void {
+    if (this.down !== null) return;
+    this.down = reason;
+    for (const { offset, length } of this.sent) this.marks.markMissing(offset, length);
+    if (this.flushing !== null) this.marks.endProof(false);
+    for (const flush of [this.flushing, this.nextFlush]) flush?.reject(reason);
+    this.flushing = null;
+    this.nextFlush = null;
+    for (const request of this.line) if (request.pending === 0) request.done.reject(reason);
+    this.line = [];
+    this.holds.clear();
+    this.idleWaiter?.resolve();
+    this.idleWaiter = null;
+  }
+
+  private unansweredOf(generation: number): number {
+    return this.unanswered[generation] ?? 0;
+  }
+
+  private addUnanswered(generation: number, count: number): void {
+    this.unanswered[generation] = this.unansweredOf(generation) + count;
+  }
+}
+
+/** `Sent` objects kept for later use. */
+const spareMax = 1024;
+
+/** The connection broke: the other side did not say that it failed. */
+function isLost(error: BlockError): boolean {
+  return error.code === 'connection-lost' || error.code === 'shutting-down' || error.code === 'timed-out';
+}

@@ -1,0 +1,236 @@
+/**
+ * The copy loop of a mirror and of a sync: takes ranges of a `CopyTarget`, reads them from the source, sends them.
+ *
+ * Invariants: at most `inFlightMax` chunks are under way; each owns its buffer until it is done. A range is taken before
+ * its status is asked and its bytes are read, so that no write can come between unnoticed. While the loop rests (a user's
+ * pause, a drain of the source or target) no chunk is under way.
+ */
+import type { CopyTarget, CopyTicket } from '../block/copy-target.ts';
+import type { DirtyRange } from '../block/dirty-bitmap.ts';
+import type { BlockParent } from '../block/graph-view.ts';
+import type { BlockNode } from '../block/node.ts';
+import { blockStatusOf } from '../block/status.ts';
+import type { HostClock } from '../host/host.ts';
+import { type BlockError, toBlockError } from '../util/errors.ts';
+import type { Extent } from '../util/extents.ts';
+import { type Deferred, type Done, deferred } from '../util/later.ts';
+import type { JobControl, OnError } from './job.ts';
+
+/** Bytes of a chunk, where the granularity is not larger. */
+export const chunkBytesDefault = 2 ** 20;
+/** Most bytes a granule may have: a chunk is at least one, and has a buffer. */
+export const copyGranularityMax = 2 ** 26;
+export const inFlightMaxDefault = 16;
+/** ms before an error that is to be ignored is met again */
+const ignoredErrorDelayMs = 500;
+/** most ms that a speed limit lets the loop sleep in one go, so that a new limit is soon obeyed */
+const speedSleepMsMax = 1000;
+
+export interface CopyLoopOptions {
+  /** the node that is read, now */
+  readonly source: () => BlockNode;
+  readonly target: CopyTarget;
+  readonly clock: HostClock;
+  readonly control: JobControl;
+  /** the target reads as zeroes where nothing was copied: zeroes of the source are skipped */
+  readonly targetIsZero?: boolean;
+  /** bytes in flight at most; default 16 MiB */
+  readonly bufferBytes?: number;
+  readonly onSourceError?: OnError;
+  readonly onTargetError?: OnError;
+}
+
+export class CopyLoop {
+  private readonly options: CopyLoopOptions;
+  private readonly chunkBytes: number;
+  private readonly inFlightMax: number;
+  private readonly spareBuffers: Uint8Array[] = [];
+  private inFlight = 0;
+  private inFlightBytes = 0;
+  private copiedBytes = 0;
+  private cursor = 0;
+  private failure: BlockError | null = null;
+  private drains = 0;
+  private quiet: Deferred | null = null;
+  /** when the speed limit lets the next chunk start, ms of the clock */
+  private nextStartMs = 0;
+
+  constructor(options: CopyLoopOptions) {
+    const { granularity } = options.target;
+    this.options = options;
+    this.chunkBytes = Math.max(granularity, Math.floor(chunkBytesDefault / granularity) * granularity);
+    const bufferBytes = options.bufferBytes ?? inFlightMaxDefault * chunkBytesDefault;
+    this.inFlightMax = Math.min(inFlightMaxDefault, Math.max(1, Math.floor(bufferBytes / this.chunkBytes)));
+  }
+
+  /** Copies until nothing is left. Rejects with the first error that is to be reported, or `cancelled`. */
+  async run(): Promise<void> {
+    const { control, target } = this.options;
+    try {
+      for (;;) {
+        if (control.pauseWanted || control.cancelled) {
+          await this.whenQuiet();
+          await control.pausePoint();
+        }
+        if (this.failure !== null) throw this.failure;
+        if (this.drains === 0) this.startChunks();
+        this.tellProgress();
+        if (this.inFlight === 0 && target.remainingBytes <= 0 && this.failure === null) return;
+        await control.wait();
+      }
+    } finally {
+      await this.whenQuiet();
+      this.tellProgress();
+    }
+  }
+
+  /** For the job's uses of nodes: it rests while one of them is drained. */
+  parent(description: string): BlockParent {
+    return {
+      description,
+      drainBegin: (): Done => {
+        this.drains += 1;
+        return this.inFlight === 0 ? undefined : this.whenQuiet();
+      },
+      drainEnd: (): void => {
+        this.drains -= 1;
+        this.options.control.wake();
+      },
+    };
+  }
+
+  tellProgress(): void {
+    const left = this.options.target.remainingBytes + this.inFlightBytes;
+    this.options.control.setProgress(this.copiedBytes, this.copiedBytes + left);
+  }
+
+  private whenQuiet(): Promise<void> {
+    if (this.inFlight === 0) return Promise.resolve();
+    this.quiet ??= deferred();
+    return this.quiet.promise;
+  }
+
+  // ------------------------------------------------------------ chunks
+
+  private startChunks(): void {
+    while (this.inFlight < this.inFlightMax && this.failure === null) {
+      const waitMs = this.nextStartMs - this.options.clock.now();
+      if (waitMs > 0) {
+        this.options.clock.after(Math.min(waitMs, speedSleepMsMax), () => this.options.control.wake());
+        return;
+      }
+      const range = this.nextRange();
+      if (range === null) return;
+      void this.copyChunk(range);
+    }
+  }
+
+  private nextRange(): DirtyRange | null {
+    const { target } = this.options;
+    let range = target.next(this.cursor, this.chunkBytes);
+    if (range === null && this.cursor > 0) range = target.next(0, this.chunkBytes);
+    this.cursor = range === null ? 0 : range.offset + range.length;
+    return range;
+  }
+
+  /** One chunk; never rejects. */
+  private async copyChunk(range: DirtyRange): Promise<void> {
+    const ticket = this.options.target.take(range);
+    this.inFlight += 1;
+    this.inFlightBytes += range.length;
+    let done = 0;
+    try {
+      done = await this.copyTaken(range, ticket);
+    } finally {
+      this.copiedBytes += done;
+      this.inFlight -= 1;
+      this.inFlightBytes -= range.length;
+      if (this.inFlight === 0) {
+        this.quiet?.resolve();
+        this.quiet = null;
+      }
+      this.options.control.wake();
+    }
+  }
+
+  /** The bytes that are done: all that was taken, less what was trimmed; 0 if it failed. */
+  private async copyTaken(range: DirtyRange, ticket: CopyTicket): Promise<number> {
+    const { source, targetIsZero } = this.options;
+    const buffer = this.takeBuffer();
+    try {
+      let chunk: Chunk;
+      let bytes: Uint8Array | null = null;
+      try {
+        chunk = this.chunkOf(range, await blockStatusOf(source(), range.offset, range.length));
+        if (chunk.length < range.length) ticket.trim(chunk.length);
+        if (!chunk.zero) {
+          bytes = buffer.subarray(0, chunk.length);
+          const read = source().read(range.offset, bytes);
+          if (read !== undefined) await read;
+        }
+      } catch (thrown) {
+        ticket.giveBack();
+        this.failed('read', toBlockError(thrown));
+        return 0;
+      }
+      this.charge(chunk);
+      try {
+        if (chunk.zero && targetIsZero === true) ticket.skip();
+        else await ticket.send(bytes);
+      } catch (thrown) {
+        this.failed('write', toBlockError(thrown));
+        return 0;
+      }
+      return chunk.length;
+    } finally {
+      this.spareBuffers.push(buffer);
+    }
+  }
+
+  /** The first run of granules that are all zero, or of which none is. */
+  private chunkOf(range: DirtyRange, extents: readonly Extent[]): Chunk {
+    const { granularity } = this.options.target;
+    let at = 0;
+    let zero: boolean | null = null;
+    for (const extent of extents) {
+      const end = at + extent.length;
+      const last = end >= range.length;
+      // Whole granules of zeroes only: a granule that is partly zero is data.
+      const zeroFrom = Math.ceil(at / granularity) * granularity;
+      const zeroTo = last ? range.length : Math.floor(end / granularity) * granularity;
+      if (extent.zero && zeroTo > zeroFrom) {
+        if (zeroFrom > 0) return { zero: false, length: zeroFrom };
+        zero = true;
+        if (zeroTo < range.length) return { zero: true, length: zeroTo };
+      }
+      at = end;
+    }
+    return { zero: zero === true && at >= range.length, length: range.length };
+  }
+
+  private takeBuffer(): Uint8Array {
+    return this.spareBuffers.pop() ?? new Uint8Array(this.chunkBytes);
+  }
+
+  private failed(operation: 'read' | 'write', error: BlockError): void {
+    const { control, onSourceError, onTargetError, clock } = this.options;
+    const policy = (operation === 'read' ? onSourceError : onTargetError) ?? 'report';
+    const action = control.ioError(operation, error, policy);
+    if (action === 'report') this.failure ??= error;
+    else if (action === 'ignore') this.nextStartMs = clock.now() + ignoredErrorDelayMs;
+  }
+
+  /** Zeroes count as nothing: they cost next to nothing. */
+  private charge({ zero, length }: Chunk): void {
+    const { speed } = this.options.control;
+    if (speed === 0 || zero) return;
+    const now = this.options.clock.now();
+    this.nextStartMs = Math.max(this.nextStartMs, now) + (length / speed) * 1000;
+  }
+}
+
+interface Chunk {
+  readonly zero: boolean;
+  /** bytes */
+  readonly length: number;
+}

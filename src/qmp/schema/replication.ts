@@ -1,0 +1,165 @@
+/**
+ * Commands about replication: QEMU's three (qapi/migration.json), and ours for a pair's supervisor.
+ */
+import { z } from 'zod';
+import { defineCommand, defineEvent } from '../command.ts';
+import { id, noArguments, nodeName, nothing, size } from './common.ts';
+
+export const linkMode = z.enum(['held', 'alone', 'syncing', 'in-sync', 'refusing']).meta({ id: 'ReplicationLinkMode' });
+
+const stage = z.enum(['none', 'running', 'failover', 'failover-failed', 'done']).meta({ id: 'ReplicationStage' });
+const replicationMode = z.enum(['primary', 'secondary']).meta({ id: 'ReplicationMode' });
+const range = z.tuple([size, size]).describe('offset and length, bytes');
+const ofNode = z.strictObject({ node: nodeName.describe('a replication node') });
+
+/** Most ranges that one command gives or gets. */
+export const rangesMax = 65_536;
+/** Most checksums that one command gives. */
+export const checksumsMax = 65_536;
+/** bytes; a block of a checksum */
+export const checksumBlockMin = 512;
+export const checksumBlockMax = 2 ** 26;
+
+export const replicationInfo = z
+  .strictObject({
+    node: nodeName,
+    mode: replicationMode,
+    stage,
+    link: linkMode.nullable().describe('mode of the link group; null: the node only records errors'),
+    connected: z.boolean(),
+    error: z.string().nullable().describe('the last recorded failure'),
+    acknowledge: z.enum(['remote', 'flush', 'local']).optional(),
+    'window-bytes': size.describe('bytes sent and not answered yet'),
+    'forwarded-bytes': size.describe('bytes of writes that the other side has answered, since the node was opened'),
+    'missing-bytes': size.describe('bytes that the other side does not have'),
+    'may-differ-bytes': size.describe('bytes that the other side has not proven durable, the missing ones included'),
+    diverged: z.array(range).describe('missing because the local disk failed a write that the other side was given'),
+  })
+  .meta({ id: 'ReplicationInfo' });
+
+export const replicationSchema = [
+  defineCommand({
+    name: 'xen-set-replication',
+    summary: 'Starts or stops all members of the replication group.',
+    arguments: z.strictObject({
+      enable: z.boolean(),
+      primary: z.boolean().describe('start as primary, or as secondary'),
+      failover: z.boolean().optional().describe('when stopping: the secondary takes over (default false)'),
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'query-xen-replication-status',
+    summary: 'Whether a member does not run or has recorded an error.',
+    arguments: noArguments,
+    returns: z.strictObject({ error: z.boolean(), desc: z.string().optional() }).meta({ id: 'ReplicationStatus' }),
+  }),
+  defineCommand({
+    name: 'xen-colo-do-checkpoint',
+    summary: 'Makes a checkpoint of all members.',
+    arguments: noArguments,
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'query-replication',
+    summary: 'All members of the replication group, newest first.',
+    arguments: noArguments,
+    returns: z.array(replicationInfo),
+  }),
+  defineCommand({
+    name: 'replication-connect',
+    summary: 'Gives a node with on-link-down=hold its child: the NBD client of the other side.',
+    arguments: z.strictObject({ node: nodeName, child: nodeName.describe('node of the other side, equally long') }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-disconnect',
+    summary: 'Takes the child away. Refused while the group forwards.',
+    arguments: ofNode,
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-set-mode',
+    summary:
+      'Sets the one mode of all nodes with on-link-down=hold. `syncing` and `in-sync` need all of them connected, ' +
+      '`in-sync` also that none misses anything.',
+    arguments: z.strictObject({ mode: linkMode }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-mark',
+    summary: 'Marks what the other side does not have.',
+    arguments: z.strictObject({
+      node: nodeName,
+      ranges: z.array(range).max(rangesMax).optional(),
+      all: z.literal(true).optional().describe('the whole disk'),
+      unproven: z.literal(true).optional().describe('all that is not proven durable there: it is another instance'),
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-forget',
+    summary: 'Empties both bitmaps: the caller has proof that the other side equals. Refused while the group forwards.',
+    arguments: ofNode,
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-sync',
+    summary: 'Starts a job (type mirror) that copies what is missing, until nothing is.',
+    arguments: z.strictObject({
+      node: nodeName,
+      source: nodeName.describe('node of the local disk'),
+      'job-id': id,
+      'target-is-zero': z.boolean().optional().describe('the other side reads as zeroes: zeroes need no copy'),
+      speed: size.optional().describe('bytes a second; 0 (default): no limit'),
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-flush',
+    summary: 'Flushes the other side behind everything forwarded; done when it has proven it durable.',
+    arguments: z.strictObject({ node: nodeName.optional().describe('default: all with on-link-down=hold') }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-checksum',
+    summary: 'Checksums (XXH64, 16 hex digits) of blocks of any node, for a comparison of two sides.',
+    arguments: z.strictObject({
+      node: nodeName,
+      offset: size,
+      length: size,
+      block: z
+        .int()
+        .min(checksumBlockMin)
+        .max(checksumBlockMax)
+        .describe('bytes a checksum; the last one may be short'),
+    }),
+    returns: z.strictObject({ checksums: z.array(z.string()) }),
+  }),
+  defineCommand({
+    name: 'replication-bitmap',
+    summary: 'What the other side may not have. Too many ranges are joined with what lies between them.',
+    arguments: ofNode,
+    returns: z
+      .strictObject({ 'may-differ': z.array(range), 'missing-bytes': size, 'may-differ-bytes': size })
+      .meta({ id: 'ReplicationBitmap' }),
+  }),
+] as const;
+
+export const replicationEvents = [
+  defineEvent({
+    name: 'REPLICATION_LINK',
+    summary: 'A forward failed or the connection broke: the whole group has stopped forwarding and holds its writers.',
+    data: z.strictObject({ state: z.literal('down'), node: nodeName, reason: z.string() }),
+  }),
+  defineEvent({
+    name: 'REPLICATION_STAGE',
+    summary: 'A member went to another stage.',
+    data: z.strictObject({ node: nodeName, mode: replicationMode, stage }),
+  }),
+  defineEvent({
+    name: 'REPLICATION_DIVERGED',
+    summary: 'The local disk failed a write that was forwarded: the range is missing again and wants a sync.',
+    data: z.strictObject({ node: nodeName, offset: size, length: size }),
+  }),
+];
