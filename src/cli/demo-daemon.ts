@@ -78,6 +78,8 @@ export class DemoDaemon {
       this.client ??= await connect(this.host, this.place, statusMsMax);
       this.status = readStatus(await this.client.execute('pair-status', {}, statusMsMax));
       this.error = null;
+      // Somebody has started it again: what its end will be is not ours to see.
+      if (this.child === null) this.ending = null;
     } catch (thrown) {
       this.disconnect();
       this.status = null;

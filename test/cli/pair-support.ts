@@ -1,0 +1,104 @@
+/** A pair on this machine for a test: the program as a user runs it, and an end to every process of it. */
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type Daemon, type RunResult, run, spawnDaemon } from '../support/process.ts';
+import { temporaryFolder } from '../support/temp.ts';
+
+const program = join(import.meta.dirname, '..', '..', 'src', 'cli', 'main.ts');
+
+export const blockstep = (...args: string[]): Promise<RunResult> => run(process.execPath, [program, ...args]);
+
+/** What `status --json` says of one daemon; which members are there depends on whether it answered. */
+export interface Entry {
+  readonly name: string;
+  readonly role?: string;
+  readonly pid?: number;
+  readonly uri?: string;
+  readonly connected?: boolean;
+  readonly inSync?: boolean;
+  readonly error?: string | null;
+  readonly [member: string]: unknown;
+}
+
+export class TestPair {
+  /** holds a.yaml, b.yaml, a/ and b/ */
+  readonly data: string;
+  private readonly t: TestContext;
+
+  static async make(t: TestContext): Promise<TestPair> {
+    const pair = new TestPair(t, join(await temporaryFolder(t), 'data'));
+    t.after(() => pair.killAll());
+    return pair;
+  }
+
+  private constructor(t: TestContext, data: string) {
+    this.t = t;
+    this.data = data;
+  }
+
+  config(name: string): string {
+    return join(this.data, `${name}.yaml`);
+  }
+
+  image(name: string): string {
+    return join(this.data, name, 'disk0.img');
+  }
+
+  /** Starts the demo; ready when one side serves. */
+  demo(): Promise<Daemon> {
+    return spawnDaemon(this.t, process.execPath, [program, 'demo', '-d', this.data], { ready: /serves the disk/ });
+  }
+
+  /** Starts one daemon by its configuration file. */
+  run(name: string, ready = /ready/): Promise<Daemon> {
+    return spawnDaemon(this.t, process.execPath, [program, 'run', '-c', this.config(name)], { ready });
+  }
+
+  command(name: string, ...args: string[]): Promise<RunResult> {
+    return blockstep(name, '-d', this.data, ...args);
+  }
+
+  async status(): Promise<Entry[]> {
+    return JSON.parse((await this.command('status', '--json')).stdout) as Entry[];
+  }
+
+  async entry(name: string): Promise<Entry> {
+    return (await this.status()).find((one) => one.name === name) ?? assert.fail(`status says nothing of ${name}`);
+  }
+
+  /** Waits until the daemon is as wished. */
+  async until(name: string, what: string, fits: (entry: Entry) => boolean): Promise<Entry> {
+    const limit = Date.now() + 30_000;
+    for (;;) {
+      const entry = await this.entry(name);
+      if (fits(entry)) return entry;
+      if (Date.now() > limit) assert.fail(`${name} is not ${what}: ${JSON.stringify(entry)}\n${this.log(name)}`);
+      await sleep(100);
+    }
+  }
+
+  /** What a daemon that the demo started has logged. */
+  log(name: string): string {
+    try {
+      return readFileSync(join(this.data, name, 'blockstep.log'), 'utf8');
+    } catch {
+      return '';
+    }
+  }
+
+  /** The demo's daemons have process groups of their own: a test that ends early has to find them. */
+  private killAll(): void {
+    for (const name of ['a', 'b']) {
+      try {
+        const { pid } = JSON.parse(readFileSync(join(this.data, name, 'daemon.json'), 'utf8')) as { pid: number };
+        const commandLine = readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+        if (commandLine.includes(this.data)) process.kill(pid, 'SIGKILL');
+      } catch {
+        // Never started, or gone already.
+      }
+    }
+  }
+}
