@@ -93,8 +93,11 @@ class NodeListener implements HostListener {
   }
 
   close(): Promise<void> {
-    // The streams' own sockets have been taken from the server's, so this waits for none; it removes a unix socket's file.
-    this.#closed ??= new Promise((resolve) => this.#server.close(() => resolve()));
+    // The call itself stops listening and removes a unix socket's file; its callback would wait for streams that live on.
+    this.#closed ??= new Promise((resolve) => {
+      this.#server.close();
+      setImmediate(resolve);
+    });
     return this.#closed;
   }
 }
