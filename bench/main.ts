@@ -1,0 +1,123 @@
+/**
+ * `npm run bench`: our NBD server beside qemu-nbd, in one session, in alternating rounds, as ratios.
+ *
+ * Server on CPU 1, client on CPU 0; each server has a file of 1 GiB without holes on a memory file system, so that no
+ * disk is measured. The ratio is the median of the rounds' ratios: a round's two runs see the same machine.
+ *
+ *   npm run bench -- [--rounds 3] [--seconds 3] [--only TEXT] [--node-arg ARG ...] [--check]
+ *
+ * `--check` ends with exit code 1 if a ratio is below its target.
+ */
+import { randomFillSync } from 'node:crypto';
+import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import { cheapLoad, compileCheapLoad, fioLoad, type Load, type Measured } from './loads.ts';
+import { ours, qemuNbd, RunningServer } from './servers.ts';
+
+const fileBytes = 1024 * 1024 * 1024;
+const { values: asked } = parseArgs({
+  options: {
+    rounds: { type: 'string', default: '3' },
+    seconds: { type: 'string', default: '3' },
+    only: { type: 'string', default: '' },
+    'node-arg': { type: 'string', multiple: true, default: [] },
+    check: { type: 'boolean', default: false },
+  },
+});
+
+/** What one load gave, a measurement a round. */
+interface Result {
+  readonly load: Load;
+  readonly qemu: Measured[];
+  readonly ours: Measured[];
+}
+
+function fill(path: string): void {
+  const block = randomFillSync(new Uint8Array(16 * 1024 * 1024));
+  const file = openSync(path, 'w');
+  for (let at = 0; at < fileBytes; at += block.length) writeSync(file, block, 0, block.length, at);
+  closeSync(file);
+}
+
+function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = Math.floor(sorted.length / 2);
+  return sorted.length % 2 === 1 ? (sorted[middle] ?? 0) : ((sorted[middle - 1] ?? 0) + (sorted[middle] ?? 0)) / 2;
+}
+
+const ratioOf = ({ qemu, ours }: Result) => median(ours.map(({ iops }, round) => iops / (qemu[round]?.iops ?? 0)));
+
+async function measure(loads: readonly Load[], servers: readonly [RunningServer, RunningServer]): Promise<Result[]> {
+  const [qemu, blockstep] = servers;
+  const results = loads.map((load): Result => ({ load, qemu: [], ours: [] }));
+  for (let round = 0; round < Number(asked.rounds); round += 1) {
+    for (const result of results) {
+      const order = round % 2 === 0 ? [qemu, blockstep] : [blockstep, qemu];
+      for (const server of order) {
+        const measured = await result.load.run(server, Number(asked.seconds));
+        (server === qemu ? result.qemu : result.ours).push(measured);
+        const line = `round ${round + 1}  ${result.load.name}  ${server.kind.name}  ${Math.round(measured.iops)} IOPS`;
+        process.stderr.write(`${line}  ${measured.cpuMicros.toFixed(2)} us CPU/op\n`);
+      }
+    }
+  }
+  return results;
+}
+
+function table(results: readonly Result[]): string {
+  const thousands = (all: readonly Measured[]) => `${(median(all.map(({ iops }) => iops)) / 1000).toFixed(1)}k`;
+  const micros = (all: readonly Measured[]) => median(all.map(({ cpuMicros }) => cpuMicros)).toFixed(1);
+  const rows = results.map((result) => {
+    const { load, qemu, ours } = result;
+    const ratio = ratioOf(result);
+    const verdict = `${load.ratioMin}x ${ratio >= load.ratioMin ? 'met' : '**missed**'}`;
+    const cells = [
+      load.name,
+      thousands(qemu),
+      thousands(ours),
+      `**${ratio.toFixed(2)}**`,
+      verdict,
+      micros(qemu),
+      micros(ours),
+    ];
+    return `| ${cells.join(' | ')} |`;
+  });
+  return [
+    '| load | qemu-nbd IOPS | blockstep IOPS | ratio | target | qemu-nbd CPU us/op | blockstep CPU us/op |',
+    '|---|---|---|---|---|---|---|',
+    ...rows,
+  ].join('\n');
+}
+
+async function bench(folder: string): Promise<boolean> {
+  const program = await compileCheapLoad(folder);
+  const loads = [
+    fioLoad('randread', 2),
+    fioLoad('randwrite', 2),
+    cheapLoad(program, 'read', 4),
+    cheapLoad(program, 'write', 3.5),
+  ].filter(({ name }) => name.includes(asked.only));
+  for (const name of ['qemu', 'ours']) fill(`${folder}/${name}.raw`);
+  const qemu = await RunningServer.start(qemuNbd, `${folder}/qemu.raw`, `${folder}/qemu.sock`);
+  let results: Result[];
+  try {
+    const kind = ours(asked['node-arg']);
+    const blockstep = await RunningServer.start(kind, `${folder}/ours.raw`, `${folder}/ours.sock`);
+    try {
+      results = await measure(loads, [qemu, blockstep]);
+    } finally {
+      await blockstep.stop();
+    }
+  } finally {
+    await qemu.stop();
+  }
+  process.stdout.write(`${table(results)}\n`);
+  return results.every((result) => ratioOf(result) >= result.load.ratioMin);
+}
+
+const folder = mkdtempSync('/dev/shm/blockstep-bench-');
+const cleanUp = () => rmSync(folder, { recursive: true, force: true });
+process.on('exit', cleanUp);
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
+const met = await bench(folder);
+process.exitCode = asked.check && !met ? 1 : 0;
