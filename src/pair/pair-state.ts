@@ -174,7 +174,10 @@ export type PairEvent =
   | { readonly type: 'copied' }
   | { readonly type: 'work-failed'; readonly error: string }
   | { readonly type: 'exports-closed' }
-  | { readonly type: 'retry' }
+  /** a write that was forwarded failed on the local disk: the range is marked (pair.md 8) */
+  | { readonly type: 'diverged' }
+  /** the time after a failure has passed; `phase`: in which that was */
+  | { readonly type: 'retry'; readonly phase: Phase }
   | { readonly type: 'command'; readonly command: Command };
 
 /** What the world gives to a decision: the time, and a random id that was never used. */

@@ -36,7 +36,7 @@ for (const one of pairRows) {
 export function decide(state: PairState, event: PairEvent, given: Given): Decision {
   if (event.type === 'committed') return { state: { ...state, record: event.record, sequence: event.sequence } };
   // A timer that outlived its reason: whatever runs now has its own outcome.
-  if (event.type === 'retry' && state.plan !== null) return { state };
+  if (event.type === 'retry' && (state.plan !== null || state.phase !== event.phase)) return { state };
   const seen = observe(state, event);
   const { key, payload } = keyOf(event);
   const act = table.get(`${seen.phase}: ${key}`)?.act;

@@ -234,10 +234,16 @@ export const primaryRows: readonly Row[] = [
     state: { ...state, error },
     now: [{ do: 'retry-later' }],
   })),
-  row('in-step', 'retry', 'in-step', 'what is marked is sent again from what the local disk reads', (state) => ({
-    state,
-    plan: plan('note', { do: 'start-copy', targetIsZero: false }),
-  })),
+  row(
+    'in-step',
+    ['retry', 'diverged'],
+    'in-step',
+    'what is marked is sent again from what the local disk reads',
+    (state) => ({
+      state,
+      plan: plan('note', { do: 'start-copy', targetIsZero: false }),
+    }),
+  ),
   row('in-step', 'copied', 'in-step', 'nothing is marked any more', (state) => ({ state: { ...state, error: null } })),
   row(
     [...unshared, ...shared, 'alone', 'waiting'],
@@ -336,7 +342,11 @@ export const primaryRows: readonly Row[] = [
     state: { ...state, error },
     now: [{ do: 'retry-later' }],
   })),
-  row('demoting', 'retry', 'demoting', 'tried again', (state, _, given) => demote(state, given)),
+  row('demoting', 'retry', 'demoting', 'tried again from where it failed', (state, _, given) => {
+    if (!state.serving) return demote(state, given);
+    const leaving = sendAway(state);
+    return { ...leaving, state: { ...leaving.state, phase: 'demoting' } };
+  }),
   row(
     ['alone', ...unshared, ...shared],
     'message stop-serving',

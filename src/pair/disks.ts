@@ -1,0 +1,318 @@
+/**
+ * The block graph of one side, spoken in QMP. Each method may be called again: what is there already is left as it is.
+ *
+ *     both           D-file <- D-local                       (the image, and a name for it)
+ *     primary        D-local <- children.0 of D (quorum, fifo), D-replication <- children.1, D is what users get
+ *     in a session   D-remote (nbd) <- D-replication
+ *     secondary      D-local is exported to the primary as D.SESSION.INSTANCE, ordered
+ */
+import type { Host, HostFile, SocketAddress } from '../host/host.ts';
+import type { QmpTarget } from '../qmp/target.ts';
+import { BlockError, toBlockError } from '../util/errors.ts';
+import type { DiskConfig, PairConfig } from './config.ts';
+
+export type Range = readonly [offset: number, length: number];
+
+const replicationServer = 'replication';
+const userServer = 'nbd';
+
+export class PairDisks {
+  readonly #host: Host;
+  readonly #engine: QmpTarget;
+  readonly #config: PairConfig;
+  /** held open from before the engine writes: a failed write-back is reported to each opening once */
+  readonly #syncs = new Map<string, HostFile>();
+  #built = false;
+  /** disks with a remote node, connected or not */
+  readonly #remote = new Set<string>();
+  readonly #userExports = new Set<string>();
+  readonly #replicationExports = new Set<string>();
+  #closing: Promise<void> | null = null;
+
+  constructor(host: Host, engine: QmpTarget, config: PairConfig) {
+    this.#host = host;
+    this.#engine = engine;
+    this.#config = config;
+  }
+
+  get disks(): readonly DiskConfig[] {
+    return this.#config.disks;
+  }
+
+  // ------------------------------------------------------------ both sides
+
+  async openDisks(): Promise<void> {
+    for (const disk of this.disks) {
+      this.#syncs.set(disk.name, await this.#host.files.open(disk.file, { access: 'write' }));
+      await this.#run('blockdev-add', {
+        driver: 'raw',
+        'node-name': `${disk.name}-local`,
+        file: { driver: 'file', 'node-name': `${disk.name}-file`, filename: disk.file, exclusive: true },
+      });
+    }
+  }
+
+  /** Listens for users and for the other side. Gives the addresses with the ports that the system chose. */
+  async startServers(): Promise<{ users: SocketAddress[]; replication: SocketAddress }> {
+    const { nbd, replication } = this.#config.listen;
+    const [first, ...more] = nbd.map(legacyAddress);
+    if (first === undefined) throw new BlockError('invalid-option', 'listen.nbd: expected at least one address');
+    await this.#run('nbd-server-start', { server: userServer, addr: first, 'more-addrs': more });
+    await this.#run('nbd-server-start', { server: replicationServer, addr: legacyAddress(replication) });
+    const servers = (await this.#run('query-nbd-server')) as { server: string; addrs: LegacyAddress[] }[];
+    const addressesOf = (name: string): SocketAddress[] =>
+      servers.find((one) => one.server === name)?.addrs.map(plainAddress) ?? [];
+    const [own] = addressesOf(replicationServer);
+    if (own === undefined) throw new BlockError('io-error', 'the engine does not say where it listens for replication');
+    return { users: addressesOf(userServer), replication: own };
+  }
+
+  /** Makes durable what the images hold, whoever wrote it. */
+  async flushOwn(): Promise<void> {
+    for (const [name, file] of this.#syncs) {
+      try {
+        await file.sync();
+      } catch (error) {
+        throw toBlockError(error, `disk ${name}`);
+      }
+    }
+  }
+
+  /** After a flush that failed: only nodes that are opened anew can be believed (record-log.md 4). */
+  async reopenDisks(): Promise<void> {
+    for (const disk of this.disks) {
+      await this.#run('blockdev-del', { 'node-name': `${disk.name}-local` });
+      await this.#quietly('blockdev-del', { 'node-name': `${disk.name}-file` });
+      await this.#syncs.get(disk.name)?.close();
+    }
+    this.#syncs.clear();
+    await this.openDisks();
+  }
+
+  async close(): Promise<void> {
+    await this.#quietly('nbd-server-stop', { server: userServer });
+    await this.#quietly('nbd-server-stop', { server: replicationServer });
+    for (const file of this.#syncs.values()) await file.close();
+    this.#syncs.clear();
+  }
+
+  // ------------------------------------------------------------ primary
+
+  async buildPrimary(): Promise<void> {
+    if (this.#built) return;
+    const { acknowledge, degraded, stallMsMax, windowBytes } = this.#config;
+    for (const disk of this.disks) {
+      await this.#run('blockdev-add', {
+        driver: 'replication',
+        'node-name': `${disk.name}-replication`,
+        mode: 'primary',
+        file: null,
+        size: disk.size,
+        acknowledge,
+        'window-bytes': windowBytes,
+        'stall-ms-max': stallMsMax,
+        'on-link-down': 'hold',
+      });
+      await this.#run('blockdev-add', {
+        driver: 'quorum',
+        'node-name': disk.name,
+        children: [`${disk.name}-local`, `${disk.name}-replication`],
+        'vote-threshold': degraded === 'stop' ? 2 : 1,
+        'read-pattern': 'fifo',
+      });
+    }
+    await this.#run('xen-set-replication', { enable: true, primary: true });
+    this.#built = true;
+  }
+
+  async tearPrimary(): Promise<void> {
+    if (!this.#built) return;
+    await this.#quietly('xen-set-replication', { enable: false, primary: true });
+    for (const disk of this.disks) {
+      await this.#run('blockdev-del', { 'node-name': disk.name });
+      await this.#run('blockdev-del', { 'node-name': `${disk.name}-replication` });
+    }
+    this.#built = false;
+  }
+
+  setMode(mode: string): Promise<unknown> {
+    return this.#run('replication-set-mode', { mode });
+  }
+
+  /** Opens the writable exports of all disks. A closing under way ends first. */
+  async openExports(): Promise<void> {
+    await this.#closing;
+    for (const disk of this.disks) {
+      if (this.#userExports.has(disk.name)) continue;
+      await this.#run('nbd-export-refuse', { name: disk.name, reason: null, server: userServer });
+      await this.#run('block-export-add', {
+        type: 'nbd',
+        id: `user-${disk.name}`,
+        'node-name': disk.name,
+        name: disk.name,
+        writable: true,
+        server: userServer,
+      });
+      this.#userExports.add(disk.name);
+    }
+  }
+
+  /** Hangs users up. Resolves when their requests have ended, which may need another mode of the replication first. */
+  closeExports(): Promise<void> {
+    const closing = (this.#closing ?? Promise.resolve()).then(async () => {
+      const names = [...this.#userExports];
+      await Promise.all(names.map((name) => this.#deleteExport(`user-${name}`, this.#userExports, name)));
+    });
+    const settled = closing.catch(() => undefined);
+    this.#closing = settled;
+    void settled.then(() => {
+      if (this.#closing === settled) this.#closing = null;
+    });
+    return closing;
+  }
+
+  /** The words with which the users' server turns people away, by disk. */
+  async refuseUsers(words: string): Promise<void> {
+    for (const disk of this.disks) {
+      const reason = `${disk.name} ${words}`;
+      await this.#run('nbd-export-refuse', { name: disk.name, reason, server: userServer });
+    }
+  }
+
+  async attach(exports: Readonly<Record<string, string>>, address: SocketAddress): Promise<void> {
+    for (const disk of this.disks) {
+      const name = exports[disk.name];
+      if (name === undefined) throw new BlockError('protocol-error', `the other side has no export for ${disk.name}`);
+      this.#remote.add(disk.name);
+      await this.#run('blockdev-add', {
+        driver: 'nbd',
+        'node-name': `${disk.name}-remote`,
+        server: qmpAddress(address),
+        export: name,
+      });
+      await this.#run('replication-connect', { node: `${disk.name}-replication`, child: `${disk.name}-remote` });
+    }
+  }
+
+  /** No trace of a session is left. */
+  async detach(): Promise<void> {
+    for (const name of [...this.#remote]) {
+      await this.#quietly('replication-disconnect', { node: `${name}-replication` });
+      await this.#quietly('blockdev-del', { 'node-name': `${name}-remote` });
+      this.#remote.delete(name);
+    }
+  }
+
+  async markAll(what: 'all' | 'unproven'): Promise<void> {
+    for (const disk of this.disks) {
+      await this.#run('replication-mark', { node: `${disk.name}-replication`, [what]: true });
+    }
+  }
+
+  async mark(disk: string, ranges: readonly Range[]): Promise<void> {
+    if (ranges.length > 0) await this.#run('replication-mark', { node: `${disk}-replication`, ranges });
+  }
+
+  /** What is not proven to be on the other side, by disk. */
+  async bitmaps(): Promise<Record<string, Range[]>> {
+    const bitmaps: Record<string, Range[]> = {};
+    for (const disk of this.disks) {
+      const answer = await this.#run('replication-bitmap', { node: `${disk.name}-replication` });
+      bitmaps[disk.name] = (answer as { 'may-differ': Range[] })['may-differ'];
+    }
+    return bitmaps;
+  }
+
+  /** A flush of all disks that the other side proves. `proven`: afterwards nothing may differ. */
+  async flushRemote(proven: boolean): Promise<void> {
+    await this.#run('replication-flush', {});
+    if (!proven) return;
+    for (const [name, ranges] of Object.entries(await this.bitmaps())) {
+      if (ranges.length > 0)
+        throw new BlockError('wrong-state', `disk ${name} still differs in ${ranges.length} places`);
+    }
+  }
+
+  // ------------------------------------------------------------ secondary
+
+  /** Exports for one session of one life of this process. @returns the export's name by disk */
+  async openReplication(session: string, instance: string): Promise<Record<string, string>> {
+    const names: Record<string, string> = {};
+    for (const disk of this.disks) {
+      const name = `${disk.name}.${session}.${instance}`;
+      await this.#run('block-export-add', {
+        type: 'nbd',
+        id: `replication-${disk.name}`,
+        'node-name': `${disk.name}-local`,
+        name,
+        writable: true,
+        ordered: true,
+        server: replicationServer,
+      });
+      this.#replicationExports.add(disk.name);
+      names[disk.name] = name;
+    }
+    return names;
+  }
+
+  /** The primary is hung up, and what it had asked for has ended: nothing old can land any more (pair.md 4, 14). */
+  async closeReplication(): Promise<void> {
+    const names = [...this.#replicationExports];
+    await Promise.all(names.map((name) => this.#deleteExport(`replication-${name}`, this.#replicationExports, name)));
+  }
+
+  async checksums(disk: string, offset: number, length: number, block: number): Promise<string[]> {
+    const answer = await this.#run('replication-checksum', { node: `${disk}-local`, offset, length, block });
+    return (answer as { checksums: string[] }).checksums;
+  }
+
+  async #deleteExport(id: string, open: Set<string>, name: string): Promise<void> {
+    try {
+      await this.#run('block-export-del', { id, mode: 'hard' });
+    } catch (error) {
+      // Gone already: somebody with a QMP client of his own was here first.
+      if (!String(error).includes(id)) throw error;
+      const exports = (await this.#run('query-block-exports')) as { id: string }[];
+      if (exports.some((one) => one.id === id)) throw error;
+    }
+    open.delete(name);
+  }
+
+  #run(command: string, args: Readonly<Record<string, unknown>> = {}): Promise<unknown> {
+    return this.#engine.execute(command, args);
+  }
+
+  async #quietly(command: string, args: Readonly<Record<string, unknown>>): Promise<void> {
+    await this.#run(command, args).catch(() => undefined);
+  }
+}
+
+// ---------------------------------------------------------------- addresses
+
+type QmpAddress =
+  | { readonly type: 'unix'; readonly path: string }
+  | { readonly type: 'inet'; readonly host: string; readonly port: string };
+type LegacyAddress =
+  | { readonly type: 'unix'; readonly data: { readonly path: string } }
+  | { readonly type: 'inet'; readonly data: { readonly host: string; readonly port: string } };
+
+function qmpAddress(address: SocketAddress): QmpAddress {
+  return address.type === 'unix' ? address : { type: 'inet', host: address.host, port: String(address.port) };
+}
+
+function legacyAddress(address: SocketAddress): LegacyAddress {
+  if (address.type === 'unix') return { type: 'unix', data: { path: address.path } };
+  return { type: 'inet', data: { host: address.host, port: String(address.port) } };
+}
+
+function plainAddress(address: LegacyAddress): SocketAddress {
+  if (address.type === 'unix') return { type: 'unix', path: address.data.path };
+  return { type: 'inet', host: address.data.host, port: Number(address.data.port) };
+}
+
+/** NBD URI of a disk for users (the NBD project's uri.md). */
+export function diskUri(address: SocketAddress, disk: string): string {
+  if (address.type === 'unix') return `nbd+unix:///${disk}?socket=${encodeURIComponent(address.path)}`;
+  const host = address.host.includes(':') ? `[${address.host}]` : address.host;
+  return `nbd://${host}:${address.port}/${disk}`;
+}

@@ -1,0 +1,228 @@
+/**
+ * Performs plans: one step after the other, over QMP and the group file. It decides nothing.
+ *
+ * Invariant: a step begins only when the one before it is done, a commit included; a plan that was replaced begins no
+ * further step. So what a plan's order says of durability holds whatever comes between.
+ */
+import type { Host, SocketAddress } from '../host/host.ts';
+import { BlockError, toBlockError } from '../util/errors.ts';
+import { deferred } from '../util/later.ts';
+import { isWildcard, type PairConfig } from './config.ts';
+import type { PairDisks } from './disks.ts';
+import type { GroupFile, GroupRecord } from './generation.ts';
+import type { PeerLink } from './link.ts';
+import type { Hello } from './messages.ts';
+import type { PairEvent, PairState, Plan, Step } from './pair-state.ts';
+import type { SyncWork } from './resync.ts';
+import { saveBitmaps } from './saved-bitmaps.ts';
+
+/** How long a primary that stops waits for the other side to note its goodbye. */
+const goodbyeMsMax = 2000;
+const retryMs = 1000;
+
+export interface RunnerParts {
+  readonly host: Host;
+  readonly config: PairConfig;
+  readonly group: GroupFile;
+  readonly disks: PairDisks;
+  readonly link: PeerLink;
+  readonly work: SyncWork;
+  state(): PairState;
+  dispatch(event: PairEvent): void;
+  answer(step: Extract<Step, { do: 'answer' }>): void;
+  log(level: 'info' | 'warn' | 'error', message: string): void;
+  /** a life of this process for the other side's marks */
+  newInstance(): string;
+}
+
+export class PairRunner {
+  readonly #parts: RunnerParts;
+  #plan: Plan | null = null;
+  #running = false;
+  #stopped = false;
+  #instance: string;
+  #goodbye = deferred();
+
+  constructor(parts: RunnerParts) {
+    this.#parts = parts;
+    this.#instance = parts.newInstance();
+  }
+
+  get instance(): string {
+    return this.#instance;
+  }
+
+  /** The plan that runs from now on. */
+  run(plan: Plan): void {
+    this.#plan = plan;
+    if (!this.#running) void this.#loop();
+  }
+
+  /** Performs a step that waits for nothing. */
+  now(step: Step): void {
+    switch (step.do) {
+      case 'send':
+        this.#parts.link.send(step.message);
+        return;
+      case 'drop-link':
+        this.#parts.link.drop(step.reason);
+        return;
+      case 'answer':
+        this.#parts.answer(step);
+        return;
+      case 'retry-later': {
+        const { phase } = this.#parts.state();
+        this.#parts.host.clock.after(retryMs, () => {
+          if (!this.#stopped) this.#parts.dispatch({ type: 'retry', phase });
+        });
+        return;
+      }
+      default:
+        throw new TypeError(`${step.do} takes time`);
+    }
+  }
+
+  goodbyeNoted(): void {
+    this.#goodbye.resolve();
+  }
+
+  /** No plan begins any more. */
+  stop(): void {
+    this.#stopped = true;
+    this.#plan = null;
+  }
+
+  async #loop(): Promise<void> {
+    this.#running = true;
+    for (let plan = this.#plan; plan !== null; plan = this.#plan) {
+      const failure = await this.#perform(plan);
+      if (this.#plan !== plan) continue;
+      this.#plan = null;
+      if (failure === null) this.#parts.dispatch({ type: 'plan-done', plan: plan.name });
+      else this.#parts.dispatch({ type: 'plan-failed', plan: plan.name, ...failure });
+    }
+    this.#running = false;
+  }
+
+  async #perform(plan: Plan): Promise<{ step: Step['do']; error: string } | null> {
+    for (const step of plan.steps) {
+      if (this.#plan !== plan) return null;
+      try {
+        await this.#step(step);
+      } catch (error) {
+        const { message } = toBlockError(error);
+        this.#parts.log('warn', `${plan.name}, ${step.do}: ${message}`);
+        return { step: step.do, error: message };
+      }
+    }
+    return null;
+  }
+
+  async #step(step: Step): Promise<unknown> {
+    const { disks, work, group, host, config } = this.#parts;
+    switch (step.do) {
+      case 'commit':
+        return this.#commit(step.change);
+      case 'set-mode':
+        return disks.setMode(step.mode);
+      case 'build-primary':
+        return disks.buildPrimary();
+      case 'tear-primary':
+        return disks.tearPrimary();
+      case 'open-exports':
+        return disks.openExports();
+      case 'begin-close-exports':
+        return this.#beginCloseExports();
+      case 'refuse-users':
+        return disks.refuseUsers(step.reason ?? this.#whoIsPrimary());
+      case 'open-replication':
+        return this.#openReplication();
+      case 'close-replication':
+        return disks.closeReplication();
+      case 'attach':
+        return disks.attach(step.exports, this.#replicationAddress(step.theirs));
+      case 'detach':
+        return disks.detach();
+      case 'mark':
+        return disks.markAll(step.what);
+      case 'start-compare':
+        return work.startCompare();
+      case 'start-copy':
+        return work.startCopy(step.targetIsZero);
+      case 'stop-work':
+        return work.stop();
+      case 'flush-remote':
+        return disks.flushRemote(step.proven);
+      case 'flush-own':
+        return disks.flushOwn();
+      case 'reopen-disks':
+        // What the failed flush lost must be sent again: for the other side this is another life.
+        this.#instance = this.#parts.newInstance();
+        return disks.reopenDisks();
+      case 'save-clean-stop': {
+        const bitmaps = step.proof === null ? '' : await saveBitmaps(host, config.dataFolder, await disks.bitmaps());
+        const cleanStop = step.proof === null ? null : { proof: step.proof, bitmaps, atMs: host.clock.wall() };
+        return this.#commit({ ...step.change, cleanStop });
+      }
+      case 'await-goodbye':
+        return this.#awaitGoodbye();
+      case 'finish':
+        await work.stop();
+        return group.close();
+      case 'send':
+      case 'drop-link':
+      case 'answer':
+      case 'retry-later':
+        return this.now(step);
+    }
+  }
+
+  /** The one place where the group file is written: durable, then known to the decisions, then the next step. */
+  async #commit(change: Partial<GroupRecord>): Promise<void> {
+    const { group, state, dispatch } = this.#parts;
+    const record = { ...state().record, ...change };
+    await group.commit(record);
+    dispatch({ type: 'committed', record, sequence: group.sequence });
+  }
+
+  #beginCloseExports(): void {
+    const { disks, dispatch, log } = this.#parts;
+    disks.closeExports().then(
+      () => dispatch({ type: 'exports-closed' }),
+      (error: unknown) => log('error', `closing the exports: ${toBlockError(error).message}`),
+    );
+  }
+
+  async #openReplication(): Promise<void> {
+    const { disks, host, link } = this.#parts;
+    const session = toHex(host.random.bytes(8));
+    const exports = await disks.openReplication(session, this.#instance);
+    link.send({ type: 'attached', exports });
+  }
+
+  /** A wildcard is reached where the other side's supervisor is reached. */
+  #replicationAddress(theirs: Hello): SocketAddress {
+    const told = theirs.replication;
+    const { supervisor } = this.#parts.config.peer;
+    if (told.type !== 'inet' || !isWildcard(told)) return told;
+    if (supervisor.type === 'unix') throw new BlockError('invalid-option', 'the other side advertises no address');
+    return { type: 'inet', host: supervisor.host, port: told.port };
+  }
+
+  #whoIsPrimary(): string {
+    const { peer, self } = this.#parts.state();
+    if (peer?.role !== 'primary') return `is on ${self.name}, which is secondary; the primary is ${self.peer}`;
+    const where = peer.uris.length === 0 ? '' : ` at ${peer.uris.join(' ')}`;
+    return `is on ${self.name}, which is secondary; the primary is ${peer.name}${where}`;
+  }
+
+  async #awaitGoodbye(): Promise<void> {
+    const timer = this.#parts.host.clock.after(goodbyeMsMax, () => this.#goodbye.resolve());
+    await this.#goodbye.promise;
+    timer.cancel();
+  }
+}
+
+export function toHex(bytes: Uint8Array): string {
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+}

@@ -1,0 +1,148 @@
+/**
+ * What `status` tells (pair.md 18): the state of the decisions and the engine's numbers, side by side.
+ */
+import type { SocketAddress } from '../host/host.ts';
+import type { PairStatus } from '../qmp/schema/pair.ts';
+import type { QmpTarget } from '../qmp/target.ts';
+import { isWildcard, type PairConfig } from './config.ts';
+import { diskUri } from './disks.ts';
+import { type PairState, phases } from './pair-state.ts';
+import type { SyncProgress } from './resync.ts';
+
+/** A row of `query-replication`, as far as it is shown. */
+interface FilterRow {
+  readonly node: string;
+  readonly error?: string | null;
+  readonly 'window-bytes'?: number;
+  readonly 'forwarded-bytes'?: number;
+  readonly 'missing-bytes'?: number;
+  readonly 'may-differ-bytes'?: number;
+  readonly diverged?: readonly (readonly [number, number])[];
+}
+
+export interface StatusParts {
+  readonly state: PairState;
+  readonly config: PairConfig;
+  readonly engine: QmpTarget;
+  readonly users: readonly SocketAddress[];
+  readonly progress: SyncProgress | null;
+}
+
+export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
+  const { state, config, engine, users, progress } = parts;
+  const { record } = state;
+  const rows = await filterRows(engine);
+  const inSync = isInSync(state);
+  const store = storeOf(state);
+  const disks = config.disks.map((disk) => {
+    const row = rows.get(`${disk.name}-replication`);
+    return {
+      name: disk.name,
+      file: disk.file,
+      size: disk.size,
+      uri: uriOf(users, disk.name),
+      role: record.role,
+      generation: record.generation,
+      connected: state.connected,
+      inSync,
+      forwardedBytes: row?.['forwarded-bytes'] ?? 0,
+      lagBytes: (inSync ? row?.['window-bytes'] : row?.['may-differ-bytes']) ?? 0,
+      missingBytes: row?.['missing-bytes'] ?? 0,
+      checkpoint: null,
+      aloneSince: record.aloneSince,
+      store,
+      error: row?.error ?? null,
+      diverged: (row?.diverged ?? []).map(([offset, length]): [number, number] => [offset, length]),
+    };
+  });
+  const sum = (of: (disk: (typeof disks)[number]) => number): number => disks.reduce((all, disk) => all + of(disk), 0);
+  return {
+    name: config.name,
+    volume: config.volume,
+    role: record.role,
+    phase: state.phase,
+    state: phases[state.phase],
+    serving: state.serving,
+    uri: disks[0]?.uri ?? '',
+    uris: disks.map((disk) => disk.uri),
+    connected: state.connected,
+    inSync,
+    generation: record.generation,
+    forwardedBytes: sum((disk) => disk.forwardedBytes),
+    lagBytes: sum((disk) => disk.lagBytes),
+    checkpoint: null,
+    aloneSince: record.role === 'primary' ? record.aloneSince : null,
+    store,
+    syncProgress: progress,
+    splitBrain:
+      record.splitBrain === null
+        ? null
+        : { sinceMs: record.splitBrain.sinceMs, reason: state.refusal ?? 'both sides went on by themselves' },
+    latestAsOf: latestAsOf(state),
+    peer: {
+      name: config.peer.name,
+      role: state.peer?.role ?? null,
+      generation: state.peer?.generation ?? record.peer?.generation ?? null,
+      uris: state.peer?.uris ?? [],
+    },
+    disks,
+    notice: noticeOf(state),
+    error: state.error,
+  };
+}
+
+/** Both sides say it of themselves: the primary in step, the secondary that was told so. */
+export function isInSync(state: PairState): boolean {
+  return state.phase === 'in-step' || state.phase === 'following';
+}
+
+/** What a person should know, and what can be done about it. */
+export function noticeOf(state: PairState): string | null {
+  const { name, peer } = state.self;
+  if (state.phase === 'no-role') {
+    return (
+      `the group file is missing or unreadable, but the disks hold data: \`resolve --keep ${name}\` adopts them; ` +
+      `\`overwrite: ${name}\` on ${peer} overwrites them${state.refusal === null ? '' : `; ${state.refusal}`}`
+    );
+  }
+  if (state.refusal !== null && state.session === null) {
+    const alone = state.phase === 'waiting' ? '; `start --alone` serves without it' : '';
+    return `${state.refusal}${alone}`;
+  }
+  if (state.phase === 'waiting') return `waits for ${peer}; \`start --alone\` serves without it`;
+  if (state.phase === 'handing-over') {
+    return `was handing over to ${peer} and waits for it; \`start --alone\` takes it back`;
+  }
+  return latestAsOf(state)?.text ?? null;
+}
+
+function latestAsOf(state: PairState): PairStatus['latestAsOf'] {
+  const { latest, role, store } = state.record;
+  if (role !== 'secondary' || latest === null || store !== 'clean') return null;
+  const when = new Date(latest.asOfMs).toISOString();
+  const text = latest.goodbye
+    ? `latest as of ${when}, when the primary stopped: nothing is missing`
+    : `latest as of ${when}; the primary may have gone on`;
+  return { ms: latest.asOfMs, goodbye: latest.goodbye, text };
+}
+
+/** For messages of a failover: how far this side reaches. */
+export function reach(state: PairState): string {
+  return latestAsOf(state)?.text ?? '';
+}
+
+function storeOf(state: PairState): PairStatus['store'] {
+  return state.record.promoting === null ? state.record.store : 'promoting';
+}
+
+export function uriOf(users: readonly SocketAddress[], disk: string): string {
+  const [first] = users;
+  if (first === undefined) return '';
+  const shown: SocketAddress = first.type === 'inet' && isWildcard(first) ? { ...first, host: 'localhost' } : first;
+  return diskUri(shown, disk);
+}
+
+async function filterRows(engine: QmpTarget): Promise<Map<string, FilterRow>> {
+  const rows = (await engine.execute('query-replication').catch(() => [])) as FilterRow[];
+  return new Map(rows.map((row) => [row.node, row]));
+}

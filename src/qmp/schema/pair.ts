@@ -1,0 +1,138 @@
+/**
+ * Commands of a daemon of a pair: its supervisor serves them beside the engine's.
+ */
+import { z } from 'zod';
+import { defineCommand, defineEvent } from '../command.ts';
+import { noArguments, nothing, size } from './common.ts';
+
+const wallMs = z.number().describe('milliseconds since 1970');
+const store = z.enum(['clean', 'resync', 'incomplete', 'promoting']);
+const role = z.enum(['none', 'primary', 'secondary']);
+const generation = z
+  .strictObject({ id: z.string().describe('random'), number: z.int().min(1).describe('counts up, for people') })
+  .meta({ id: 'PairGeneration' });
+
+export const pairDisk = z
+  .strictObject({
+    name: z.string(),
+    file: z.string(),
+    size,
+    uri: z.string().describe('where its users connect'),
+    role,
+    generation: generation.nullable(),
+    connected: z.boolean(),
+    inSync: z.boolean(),
+    forwardedBytes: size.describe('sent to the other side since this process serves'),
+    lagBytes: size.describe('written here, not yet acknowledged there: the window, or what may differ when apart'),
+    missingBytes: size.describe('to be copied to the other side'),
+    checkpoint: z.null().describe('a mirror has no checkpoints'),
+    aloneSince: wallMs.nullable(),
+    store,
+    error: z.string().nullable(),
+    diverged: z
+      .array(z.tuple([size, size]))
+      .describe('ranges that the local disk could not write, and that are sent again when it can be read'),
+  })
+  .meta({ id: 'PairDisk' });
+
+export const pairStatus = z
+  .strictObject({
+    name: z.string(),
+    volume: z.string(),
+    role,
+    phase: z.string().describe('the state of the supervisor; the architecture page has the table'),
+    state: z.string().describe('the same in words'),
+    serving: z.boolean().describe('users are served'),
+    uri: z.string().describe('of the first disk'),
+    uris: z.array(z.string()),
+    connected: z.boolean().describe('the other side answers'),
+    inSync: z.boolean().describe('every flush that was answered is durable on both sides'),
+    generation: generation.nullable(),
+    forwardedBytes: size,
+    lagBytes: size,
+    checkpoint: z.null(),
+    aloneSince: wallMs.nullable().describe('primary: since when it has, or may have, what the other side has not'),
+    store,
+    syncProgress: z.strictObject({ what: z.enum(['compare', 'copy']), doneBytes: size, totalBytes: size }).nullable(),
+    splitBrain: z.strictObject({ sinceMs: wallMs, reason: z.string() }).nullable(),
+    latestAsOf: z
+      .strictObject({
+        ms: wallMs,
+        goodbye: z.boolean().describe('the primary stopped then: nothing is missing'),
+        text: z.string(),
+      })
+      .nullable()
+      .describe('secondary without a session: up to when it surely has every flushed write'),
+    peer: z.strictObject({
+      name: z.string(),
+      role: role.nullable(),
+      generation: generation.nullable(),
+      uris: z.array(z.string()),
+    }),
+    disks: z.array(pairDisk),
+    notice: z.string().nullable().describe('what keeps the pair from being whole, and what a person can do'),
+    error: z.string().nullable(),
+  })
+  .meta({ id: 'PairStatus' });
+export type PairStatus = z.output<typeof pairStatus>;
+
+const done = z.strictObject({ text: z.string().describe('what was done, in a sentence') });
+
+export const pairSchema = [
+  defineCommand({
+    name: 'pair-status',
+    summary: 'Role, generation, and how far the other side is.',
+    arguments: noArguments,
+    returns: pairStatus,
+  }),
+  defineCommand({
+    name: 'pair-failover',
+    summary:
+      'Makes this side primary. With a primary that answers and is in step: a switchover. Returns when users are served.',
+    arguments: z.strictObject({
+      to: z.enum(['latest', 'checkpoint']).optional().describe('`latest` (default); a mirror has no checkpoints'),
+      force: z.boolean().optional().describe('also with incomplete disks, and against a primary that answers'),
+    }),
+    returns: done,
+  }),
+  defineCommand({
+    name: 'pair-switch',
+    summary: 'Changes the roles of two sides that are in step, without losing anything.',
+    arguments: noArguments,
+    returns: done,
+  }),
+  defineCommand({
+    name: 'pair-resolve',
+    summary: 'After a split brain: keeps the data of one side; the other one becomes its target.',
+    arguments: z.strictObject({ keep: z.string().min(1).max(64).describe('name of the side that is kept') }),
+    returns: done,
+  }),
+  defineCommand({
+    name: 'pair-start',
+    summary: 'Serves although the other side does not answer: a person knows that it does not serve either.',
+    arguments: z.strictObject({ alone: z.literal(true) }),
+    returns: done,
+  }),
+  defineCommand({
+    name: 'pair-stop',
+    summary: 'A clean stop: users are sent away, both sides flushed, marks saved. Returns when it is done.',
+    arguments: noArguments,
+    returns: nothing,
+  }),
+] as const;
+
+export const pairEvents = [
+  defineEvent({
+    name: 'PAIR_STATE',
+    summary: 'The supervisor went to another state.',
+    data: z.strictObject({
+      phase: z.string(),
+      role,
+      connected: z.boolean(),
+      inSync: z.boolean(),
+      generation: generation.nullable(),
+      notice: z.string().nullable(),
+      error: z.string().nullable(),
+    }),
+  }),
+];
