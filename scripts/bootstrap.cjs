@@ -92,6 +92,10 @@ function filesUnder(folder) {
   return found.sort((a, b) => (a < b ? -1 : 1));
 }
 
+function lives(pid) {
+  return fs.existsSync(`/proc/${pid}`);
+}
+
 /** What the build is made from, as one hash. */
 function sourceHash() {
   const hash = crypto.createHash('sha256');
@@ -110,7 +114,12 @@ function build() {
   const hash = sourceHash();
   if (fs.existsSync(stamp) && fs.readFileSync(stamp, 'utf8') === hash) return;
   say('building (tsc)');
-  // Into a folder of its own, then renamed: a build that fails leaves the old one, and nobody runs half of one.
+  // Into a folder of its own, then renamed: a build that fails leaves the old one, and nobody runs half of one. Ctrl-C
+  // may have left such a folder behind.
+  for (const name of fs.readdirSync(root)) {
+    const builder = /^dist\.(\d+)$/.exec(name);
+    if (builder !== null && !lives(Number(builder[1]))) fs.rmSync(at(name), { recursive: true, force: true });
+  }
   const fresh = at(`dist.${process.pid}`);
   try {
     must(

@@ -16,7 +16,7 @@ import { deferred } from '../util/later.ts';
 import { type ConfigOptions, readConfig } from './config.ts';
 import { controlSocket, DataFolder } from './data-folder.ts';
 import { EngineProxy } from './engine-proxy.ts';
-import { exitCodeOf, exitCodes } from './exit-codes.ts';
+import { exitCodes } from './exit-codes.ts';
 import { createLog, type Log, type LogFormat, type LogLevel } from './log.ts';
 
 export interface RunOptions extends ConfigOptions {
@@ -47,18 +47,19 @@ async function serve(host: Host, config: PairConfig, log: Log): Promise<number> 
   const server = new QmpServer(host, new DaemonTarget(daemon, (why) => stopping.resolve(why)));
   try {
     await server.listen(controlSocket(config.dataFolder));
-    log({ level: 'info', message: 'ready', pid: process.pid });
-    const first = await Promise.race([stopping.promise, engineEnded]);
-    if (typeof first !== 'string') {
-      // Nothing that was answered is lost: what users saw acknowledged is on the disk, or the start finds marks to
-      // repair by.
-      log({ level: 'error', message: `the engine died: ${first.error?.message ?? 'without a word'}` });
-      return exitCodeOf(first.error) || exitCodes.failure.code;
-    }
-    log({ level: 'info', message: `stopping (${first})` });
-  } finally {
+  } catch (error) {
     await stopAll(daemon, server, engine, log);
+    throw error;
   }
+  log({ level: 'info', message: 'ready', pid: process.pid });
+  const first = await Promise.race([stopping.promise, engineEnded]);
+  if (typeof first !== 'string') {
+    // There is nothing left that could be stopped cleanly: as after a crash, the next start finds marks to repair by.
+    log({ level: 'error', message: `the engine died: ${first.error?.message ?? 'without a word'}` });
+    return exitCodes.failure.code;
+  }
+  log({ level: 'info', message: `stopping (${first})` });
+  await stopAll(daemon, server, engine, log);
   log({ level: 'info', message: 'stopped cleanly' });
   return exitCodes.ok.code;
 }

@@ -50,7 +50,7 @@ export class StatusLine {
 
   /** A line that wraps could not be drawn over. */
   private fitted(): string {
-    const columns = this.output.columns ?? 80;
+    const columns = this.output.columns || 80;
     return this.live.length < columns ? this.live : `${this.live.slice(0, Math.max(0, columns - 2))}…`;
   }
 }
