@@ -2,6 +2,7 @@
  * What a copy loop works on: which ranges are still to be copied, and where they go. A mirror's dirty bitmap with its
  * target is one, the missing blocks of a replication filter with the other side are another.
  */
+import type { BlockError } from '../util/errors.ts';
 import type { Done } from '../util/later.ts';
 import type { DirtyRange } from './dirty-bitmap.ts';
 
@@ -17,6 +18,8 @@ export interface CopyTarget {
    * The source is read after this call.
    */
   take(range: DirtyRange): CopyTicket;
+  /** The copy was cancelled: tickets that were sent need not be waited for, they may reject now. */
+  cancel?(reason: BlockError): void;
   flush(): Done;
 }
 
@@ -24,7 +27,10 @@ export interface CopyTarget {
 export interface CopyTicket {
   /** Gives back what is beyond `length`, a multiple of the granularity. */
   trim(length: number): void;
-  /** The target gets the bytes (null: zeroes), borrowed until done. A failure makes the range one to be copied again. */
+  /**
+   * The target gets the bytes (null: zeroes), borrowed until done. A failure makes the range one to be copied again; the
+   * bytes may still be read after it, so their memory is not used again then.
+   */
   send(bytes: Uint8Array | null): Done;
   /** The target is known to have it. */
   skip(): void;

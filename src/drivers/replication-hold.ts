@@ -284,6 +284,10 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
     });
   }
 
+  /**
+   * The connection is cut, never ended politely: nothing that was sent on it may land after what the next one sends
+   * (pair.md 4), and a peer that hangs must not keep its node from being deleted.
+   */
   async disconnect(): Promise<void> {
     const { child } = this;
     if (forwards(this.group.mode)) {
@@ -294,6 +298,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
     this.changing = true;
     try {
       this.child = null;
+      asBreakable(child.node)?.breakConnection('disconnected');
       await this.door.detach(child);
     } finally {
       this.changing = false;
@@ -394,6 +399,10 @@ class MissingBlocks implements CopyTarget {
       skip: (): void => stream.skip(hold),
       giveBack: (): void => stream.release(hold),
     };
+  }
+
+  cancel(reason: BlockError): void {
+    this.stream.dropCopies(reason);
   }
 
   flush(): Done {

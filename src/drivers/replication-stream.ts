@@ -264,7 +264,10 @@ export class ReplicationStream {
     this.release(hold);
   }
 
-  /** Sends what a copy has read (null: zeroes) from the held range, which is then like any written range. */
+  /**
+   * Sends what a copy has read (null: zeroes) from the held range, which is then like any written range. A rejection may
+   * come while the child still has the bytes: the caller must not use that memory again.
+   */
   copy(hold: TakenRange, bytes: Uint8Array | null, flags: WriteFlags): Done {
     if (this.down !== null) throw this.down;
     const { offset, length } = hold;
@@ -375,6 +378,11 @@ export class ReplicationStream {
 
   // ------------------------------------------------------------ ends
 
+  /** Whoever copies goes away: it hears no more of what it has sent, which is answered to the stream alone. */
+  dropCopies(reason: BlockError): void {
+    for (const { isCopy, request } of this.sent) if (isCopy) request?.done.reject(reason);
+  }
+
   /** Ends when everything that was sent has been answered. Those in line are their callers' business. */
   settle(): Done {
     if (this.down !== null || (this.sent.size === 0 && this.flushing === null)) return undefined;
@@ -397,6 +405,7 @@ export class ReplicationStream {
     if (this.down !== null) return;
     this.down = reason;
     for (const { offset, length } of this.sent) this.marks.markMissing(offset, length);
+    this.dropCopies(reason);
     if (this.flushing !== null) this.marks.endProof(false);
     for (const flush of [this.flushing, this.nextFlush]) flush?.reject(reason);
     this.flushing = null;

@@ -11,7 +11,7 @@ import type { BlockParent } from '../block/graph-view.ts';
 import type { BlockNode } from '../block/node.ts';
 import { blockStatusOf } from '../block/status.ts';
 import type { HostClock } from '../host/host.ts';
-import { type BlockError, toBlockError } from '../util/errors.ts';
+import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import { type Deferred, type Done, deferred } from '../util/later.ts';
 import type { JobControl, OnError } from './job.ts';
@@ -68,10 +68,8 @@ export class CopyLoop {
     const { control, target } = this.options;
     try {
       for (;;) {
-        if (control.pauseWanted || control.cancelled) {
-          await this.whenQuiet();
-          await control.pausePoint();
-        }
+        if (control.pauseWanted) await this.whenQuiet();
+        await control.pausePoint();
         if (this.failure !== null) throw this.failure;
         if (this.drains === 0) this.startChunks();
         this.tellProgress();
@@ -79,6 +77,7 @@ export class CopyLoop {
         await control.wait();
       }
     } finally {
+      if (control.cancelled) target.cancel?.(new BlockError('cancelled', 'the copy was cancelled'));
       await this.whenQuiet();
       this.tellProgress();
     }
@@ -155,36 +154,40 @@ export class CopyLoop {
 
   /** The bytes that are done: all that was taken, less what was trimmed; 0 if it failed. */
   private async copyTaken(range: DirtyRange, ticket: CopyTicket): Promise<number> {
-    const { source, targetIsZero } = this.options;
-    const buffer = this.takeBuffer();
+    const { targetIsZero } = this.options;
+    const buffer = this.spareBuffers.pop() ?? new Uint8Array(this.chunkBytes);
+    let chunk: Chunk;
     try {
-      let chunk: Chunk;
-      let bytes: Uint8Array | null = null;
-      try {
-        chunk = this.chunkOf(range, await blockStatusOf(source(), range.offset, range.length));
-        if (chunk.length < range.length) ticket.trim(chunk.length);
-        if (!chunk.zero) {
-          bytes = buffer.subarray(0, chunk.length);
-          const read = source().read(range.offset, bytes);
-          if (read !== undefined) await read;
-        }
-      } catch (thrown) {
-        ticket.giveBack();
-        this.failed('read', toBlockError(thrown));
-        return 0;
-      }
-      this.charge(chunk);
-      try {
-        if (chunk.zero && targetIsZero === true) ticket.skip();
-        else await ticket.send(bytes);
-      } catch (thrown) {
-        this.failed('write', toBlockError(thrown));
-        return 0;
-      }
-      return chunk.length;
-    } finally {
+      chunk = await this.readChunk(range, ticket, buffer);
+    } catch (thrown) {
+      ticket.giveBack();
       this.spareBuffers.push(buffer);
+      if (!this.options.control.cancelled) this.failed('read', toBlockError(thrown));
+      return 0;
     }
+    this.charge(chunk);
+    try {
+      if (chunk.zero && targetIsZero === true) ticket.skip();
+      else await ticket.send(chunk.zero ? null : buffer.subarray(0, chunk.length));
+    } catch (thrown) {
+      // The buffer is left to whoever may still read it.
+      if (!this.options.control.cancelled) this.failed('write', toBlockError(thrown));
+      return 0;
+    }
+    this.spareBuffers.push(buffer);
+    return chunk.length;
+  }
+
+  private async readChunk(range: DirtyRange, ticket: CopyTicket, buffer: Uint8Array): Promise<Chunk> {
+    const { source, control } = this.options;
+    const chunk = this.chunkOf(range, await blockStatusOf(source(), range.offset, range.length));
+    if (chunk.length < range.length) ticket.trim(chunk.length);
+    if (!chunk.zero) {
+      const read = source().read(range.offset, buffer.subarray(0, chunk.length));
+      if (read !== undefined) await read;
+    }
+    if (control.cancelled) throw new BlockError('cancelled', 'the copy was cancelled');
+    return chunk;
   }
 
   /** The first run of granules that are all zero, or of which none is. */
@@ -206,10 +209,6 @@ export class CopyLoop {
       at = end;
     }
     return { zero: zero === true && at >= range.length, length: range.length };
-  }
-
-  private takeBuffer(): Uint8Array {
-    return this.spareBuffers.pop() ?? new Uint8Array(this.chunkBytes);
   }
 
   private failed(operation: 'read' | 'write', error: BlockError): void {
