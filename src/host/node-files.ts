@@ -6,6 +6,7 @@
  */
 import * as fs from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { isRange } from '../util/bytes.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Done } from '../util/later.ts';
 import type { FileStat, HostFile, HostFileLocks, HostFiles, OpenHow } from './host.ts';
@@ -127,6 +128,7 @@ class NodeFile implements HostFile {
   read(offset: number, into: Uint8Array): Done {
     const length = into.length;
     try {
+      if (!isRange(offset, length, Number.MAX_SAFE_INTEGER)) throw badOffset(offset);
       let done = fs.readSync(this.#fd, into, 0, length, offset);
       while (done < length) {
         const count = fs.readSync(this.#fd, into, done, length - done, offset + done);
@@ -145,6 +147,7 @@ class NodeFile implements HostFile {
   write(offset: number, from: Uint8Array): Done {
     const length = from.length;
     try {
+      if (!isRange(offset, length, Number.MAX_SAFE_INTEGER)) throw badOffset(offset);
       let done = fs.writeSync(this.#fd, from, 0, length, offset);
       while (done < length) {
         const count = fs.writeSync(this.#fd, from, done, length - done, offset + done);
@@ -243,6 +246,11 @@ class NodeFile implements HostFile {
     if (this.#fd < 0) return new BlockError('io-error', `${doing} ${this.path}: it is closed`, { errno: 'EBADF' });
     return toBlockError(error, `${doing} ${this.path}`);
   }
+}
+
+/** Node takes such an offset for "where the last call ended", which would be the wrong place without a word. */
+function badOffset(offset: number): Error {
+  return Object.assign(new Error(`there is no offset ${offset}`), { code: 'EINVAL' });
 }
 
 function openFlags(how: OpenHow): number {

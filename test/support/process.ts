@@ -2,7 +2,7 @@
  * Other programs, run by a test. None outlives it: `run` kills at its time limit, `spawnDaemon` after the test.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import type { TestContext } from 'node:test';
+import { cleanup, type Ending } from './cleanup.ts';
 
 /** What a program that was run to its end said. `code` is null if a signal ended it. */
 export interface RunResult {
@@ -74,7 +74,7 @@ export interface DaemonOptions {
 
 /** Starts a program that is killed after the test. Rejects if it ends, or is not ready in time, with what it said. */
 export async function spawnDaemon(
-  t: Pick<TestContext, 'after'>,
+  t: Ending,
   command: string,
   args: readonly string[],
   options: DaemonOptions = {},
@@ -92,7 +92,7 @@ export async function spawnDaemon(
       resolve(code);
     });
   });
-  t.after(async () => {
+  cleanup(t, async () => {
     if (!running || child.pid === undefined) return;
     child.kill('SIGKILL');
     child.kill('SIGCONT');

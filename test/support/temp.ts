@@ -2,11 +2,11 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { TestContext } from 'node:test';
+import { cleanup, type Ending } from './cleanup.ts';
 
 /** A new empty folder that goes, with all in it, when the test has ended. */
-export async function temporaryFolder(t: Pick<TestContext, 'after'>): Promise<string> {
+export async function temporaryFolder(t: Ending): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), 'bs-'));
-  t.after(() => rm(folder, { recursive: true, force: true, maxRetries: 3 }));
+  cleanup(t, () => rm(folder, { recursive: true, force: true, maxRetries: 3 }));
   return folder;
 }
