@@ -6,12 +6,12 @@ import { formatSize } from './units.ts';
 
 /** True if users get the disk there now. */
 export function isServing(status: DaemonStatus): boolean {
-  return status.role === 'primary' && status.uri !== null;
+  return status.serving;
 }
 
 /** The disk's URI, and a line for each way to use it. */
 export function describeUses(status: DaemonStatus): string {
-  const uri = status.uri ?? '';
+  const { uri } = status;
   const { hostname, port, pathname } = new URL(uri);
   return `
 ${status.name} serves the disk:  ${uri}
@@ -44,7 +44,7 @@ export function describeEnding(daemon: DemoDaemon, all: readonly DemoDaemon[], c
 
 /** The live line: roles, state, bytes forwarded, lag. */
 export function describePair(all: readonly DemoDaemon[]): string {
-  const roles = all.map((one) => `${one.name} ${one.status === null ? 'gone' : (one.status.role ?? 'no role')}`);
+  const roles = all.map((one) => `${one.name} ${one.status === null ? 'gone' : one.status.role}`);
   const shown = all.find((one) => one.status?.role === 'primary') ?? all.find((one) => one.status !== null);
   if (shown?.status == null) return roles.join(', ');
   const { status } = shown;

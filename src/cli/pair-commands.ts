@@ -1,15 +1,21 @@
 /**
- * The commands by which a person decides: `failover`, `switch`, `resolve`, `start --alone`. Each finds the daemon that
- * it is for, lets it do the work, and says in a line or two what is so now.
+ * The commands by which a person decides: `failover`, `switch`, `resolve`, `start --alone`. Each finds the daemon that it
+ * is for, lets it do the work, and says in a line or two what is so now.
  */
+import { z } from 'zod';
 import type { Host } from '../host/host.ts';
+import { check } from '../qmp/check.ts';
 import { BlockError } from '../util/errors.ts';
-import { type AnsweringDaemon, ask, askAll, askStatus, chooseDaemon, findDaemons, type Which } from './daemons.ts';
+import type { DaemonStatus } from './daemon-status.ts';
+import { ask, askAll, askStatus, chooseDaemon, type DaemonPlace, findDaemons, type Which } from './daemons.ts';
 import { exitCodes } from './exit-codes.ts';
-import { formatMoment } from './units.ts';
 
 /** A failover waits for what is in flight; its own limits are the daemon's. */
 const commandMsMax = 10 * 60_000;
+
+const answer = z.looseObject({ text: z.string() });
+
+const isSecondary = (status: DaemonStatus): boolean => status.role === 'secondary';
 
 /** Makes the secondary serve: the latest write, or the last checkpoint. */
 export async function failover(
@@ -17,50 +23,41 @@ export async function failover(
   which: Which,
   options: { to?: 'latest' | 'checkpoint'; force: boolean },
 ): Promise<number> {
-  const chosen = await chooseDaemon(host, which, 'is secondary', (status) => status.role === 'secondary');
-  const before = chosen.status.latestAsOf;
-  await ask(host, chosen.place, 'pair-failover', { ...options }, commandMsMax);
-  await sayWhoServes(host, chosen);
-  if (before !== null && before !== undefined) {
-    const moment = typeof before === 'number' ? formatMoment(before) : String(before);
-    say(`it has the latest write as of ${moment}; the old primary may have gone on alone after that`);
-  }
-  return exitCodes.ok.code;
+  const { place } = await chooseDaemon(host, which, 'is secondary', isSecondary);
+  return order(host, place, 'pair-failover', { ...options });
 }
 
 /** Both sides change roles without losing a write: both have to be there and in sync. */
 export async function switchRoles(host: Host, which: Which): Promise<number> {
-  const chosen = await chooseDaemon(host, which, 'is secondary', (status) => status.role === 'secondary');
-  await ask(host, chosen.place, 'pair-switch', {}, commandMsMax);
-  await sayWhoServes(host, chosen);
-  return exitCodes.ok.code;
+  const { place } = await chooseDaemon(host, which, 'is secondary', isSecondary);
+  return order(host, place, 'pair-switch', {});
 }
 
-/** After a split brain: the side whose data stays. */
+/** After a split brain: the side whose data stays. It may be told on either side, best on the one that is kept. */
 export async function resolve(host: Host, which: Which, keep: string): Promise<number> {
   const answering = (await askAll(host, await findDaemons(which))).filter((one) => 'status' in one);
   const chosen = answering.find((one) => one.place.name === keep) ?? answering[0];
   if (chosen === undefined) throw new BlockError('connection-failed', 'no daemon answers');
-  await ask(host, chosen.place, 'pair-resolve', { keep }, commandMsMax);
-  say(`${keep} keeps its data; the other side gets a full compare with it`);
-  return exitCodes.ok.code;
+  return order(host, chosen.place, 'pair-resolve', { keep });
 }
 
 /** A primary that waits for the other side serves without it. */
 export async function startAlone(host: Host, which: Which): Promise<number> {
-  const chosen = await chooseDaemon(host, which, 'is primary', (status) => status.role === 'primary');
-  await ask(host, chosen.place, 'pair-start', { alone: true }, commandMsMax);
-  await sayWhoServes(host, chosen);
-  return exitCodes.ok.code;
+  const { place } = await chooseDaemon(host, which, 'is primary', (status) => status.role === 'primary');
+  return order(host, place, 'pair-start', { alone: true });
 }
 
-async function sayWhoServes(host: Host, { place }: AnsweringDaemon): Promise<void> {
+/** Lets the daemon do it; says what it says, and where the disk is served if it is. */
+async function order(
+  host: Host,
+  place: DaemonPlace,
+  command: string,
+  args: Readonly<Record<string, unknown>>,
+): Promise<number> {
+  const { text } = check(answer, await ask(host, place, command, args, commandMsMax), command);
   const now = await askStatus(host, place);
-  if (!('status' in now)) throw now.error;
-  const uris = (now.status.disks ?? []).flatMap((disk) => disk.uri ?? []);
-  say(`${now.status.name} is ${now.status.role}: ${(uris.length > 0 ? uris : [now.status.uri]).join(' ')}`);
-}
-
-function say(line: string): void {
-  process.stdout.write(`${line}\n`);
+  const serves =
+    'status' in now && now.status.serving ? `\n${now.status.name} serves ${now.status.uris.join(' ')}` : '';
+  process.stdout.write(`${text}${serves}\n`);
+  return exitCodes.ok.code;
 }

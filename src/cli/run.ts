@@ -104,6 +104,8 @@ class DaemonTarget implements QmpTarget {
 
   async execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown> {
     if (command === 'quit' || command === 'pair-stop') {
+      // Answered when it is done; the process ends after the answer.
+      if (command === 'pair-stop') await this.daemon.stop();
       this.stop(`command ${command}`);
       return {};
     }

@@ -4,7 +4,7 @@ import type { DaemonStatus } from './daemon-status.ts';
 import { type AnsweringDaemon, askAll, findDaemons, type SilentDaemon, type Which } from './daemons.ts';
 import { exitCodes } from './exit-codes.ts';
 import { formatTable } from './table.ts';
-import { formatDuration, formatMoment, formatSize } from './units.ts';
+import { formatMoment, formatSize } from './units.ts';
 
 /** @returns the exit code: `notReached` if no daemon answered */
 export async function status(host: Host, which: Which, options: { json: boolean }): Promise<number> {
@@ -21,8 +21,9 @@ export function formatJson(all: readonly Answer[]): string {
   return JSON.stringify(entries, null, 2);
 }
 
-const headings = ['NAME', 'ROLE', 'STATE', 'GENERATION', 'FORWARDED', 'LAG', 'CHECKPOINT', 'URI'];
+const headings = ['NAME', 'ROLE', 'STATE', 'GENERATION', 'FORWARDED', 'LAG', 'URI'];
 
+/** A row a daemon, then a line for each thing that a person should know. */
 export function formatStatus(all: readonly Answer[]): string {
   const rows = all.map((one) => ('status' in one ? rowOf(one.status) : [one.place.name, '-', 'no answer']));
   const remarks = all.flatMap((one) => ('status' in one ? remarksOn(one.status) : [one.error.message]));
@@ -32,38 +33,35 @@ export function formatStatus(all: readonly Answer[]): string {
 function rowOf(one: DaemonStatus): string[] {
   return [
     one.name,
-    one.role ?? 'none',
+    one.role,
     describeState(one),
-    describeGeneration(one.generation),
+    one.generation === null ? '-' : String(one.generation.number),
     formatSize(one.forwardedBytes),
     formatSize(one.lagBytes),
-    one.checkpoint === null ? '-' : `${one.checkpoint.number}, ${formatDuration(one.checkpoint.ageMs)} old`,
-    (one.disks ?? [])
-      .map((disk) => disk.uri)
-      .filter(Boolean)
-      .join(' ') ||
-      (one.uri ?? '-'),
+    one.uris.join(' '),
   ];
 }
 
-/** In one phrase how it stands with the other side. */
+/** In a word or two how it stands with the other side; during a sync, how far that is. */
 export function describeState(one: DaemonStatus): string {
-  const link = one.inSync ? 'in sync' : one.connected ? 'connected' : 'not connected';
-  return one.state === undefined ? link : one.inSync ? link : `${one.state}, ${link}`;
-}
-
-function describeGeneration(generation: unknown): string {
-  if (typeof generation === 'object' && generation !== null && 'counter' in generation)
-    return String(generation.counter);
-  return generation === null || generation === undefined ? '-' : String(generation);
+  if (one.inSync) return 'in sync';
+  if (one.splitBrain !== null) return 'split brain';
+  const { syncProgress } = one;
+  const phase = one.phase.replaceAll('-', ' ');
+  if (syncProgress === null || syncProgress.totalBytes === 0) return phase;
+  return `${phase} ${Math.floor((100 * syncProgress.doneBytes) / syncProgress.totalBytes)} %`;
 }
 
 function remarksOn(one: DaemonStatus): string[] {
   const remarks: string[] = [];
   if (one.aloneSince !== null) {
-    const since = typeof one.aloneSince === 'number' ? formatMoment(one.aloneSince) : one.aloneSince;
-    remarks.push(`${one.name} goes on alone since ${since}: what was written since is here only`);
+    remarks.push(`alone since ${formatMoment(one.aloneSince)}: what was written since may be here only`);
   }
-  if (one.error !== null) remarks.push(`${one.name}: ${one.error}`);
-  return remarks;
+  if (one.splitBrain !== null) {
+    remarks.push(`split brain since ${formatMoment(one.splitBrain.sinceMs)}: ${one.splitBrain.reason}`);
+  }
+  if (one.notice !== null && one.splitBrain === null) remarks.push(one.notice);
+  if (one.error !== null) remarks.push(one.error);
+  for (const disk of one.disks) if (disk.error !== null) remarks.push(`${disk.name}: ${disk.error}`);
+  return remarks.map((remark) => `${one.name}: ${remark}`);
 }
