@@ -83,6 +83,8 @@ export class SimStream implements HostStream {
   #wireBytes = 0;
   #arriving = false;
   #endSent = false;
+  /** how often the link has been healed */
+  #heals = 0;
   // in
   #receiver: StreamReceiver | undefined;
   #inbox: Uint8Array[] = [];
@@ -187,9 +189,9 @@ export class SimStream implements HostStream {
   /** The system gives the connection up after some time, if nothing has been heard by then. */
   losePatience(): void {
     const { random, world } = this.process;
+    const heals = this.#heals;
     world.timeline.after(patienceMs.least + random.below(patienceMs.most - patienceMs.least), null, () => {
-      if (this.#isReachable() && this.other.#state !== 'closed') return;
-      this.#break('ETIMEDOUT');
+      if (this.#heals === heals || this.other.#state === 'closed') this.#break('ETIMEDOUT');
     });
   }
 
@@ -201,6 +203,7 @@ export class SimStream implements HostStream {
   }
 
   linkHealed(): void {
+    this.#heals++;
     this.#arriveSoon();
     if (this.other.#state === 'closed' && !this.other.#endSent) this.resetSoon(2000);
   }
