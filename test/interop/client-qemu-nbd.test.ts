@@ -1,0 +1,142 @@
+/** Our NBD client against the real qemu-nbd. */
+import assert from 'node:assert/strict';
+import { truncate, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import type { SocketAddress } from '../../src/host/host.ts';
+import { createHost } from '../../src/host/index.ts';
+import { NbdClient } from '../../src/nbd/client.ts';
+import { listExports } from '../../src/nbd/list-exports.ts';
+import { BlockError } from '../../src/util/errors.ts';
+import { compareAll, DiskModel, randomOperations, seedOf } from '../nbd/client-operations.ts';
+import { type Daemon, run, spawnDaemon } from '../support/process.ts';
+import { temporaryFolder } from '../support/temp.ts';
+import { requireTools } from '../support/tools.ts';
+
+requireTools('qemu-nbd', 'qemu-img');
+const host = createHost();
+const diskBytes = 8 * 1024 * 1024;
+
+interface Served {
+  readonly address: SocketAddress;
+  readonly file: string;
+  readonly daemon: Daemon;
+}
+
+async function qemuNbd(t: TestContext, args: readonly string[] = [], size = diskBytes): Promise<Served> {
+  const folder = await temporaryFolder(t);
+  const file = join(folder, 'disk');
+  const path = join(folder, 's');
+  await writeFile(file, '');
+  await truncate(file, size);
+  const daemon = await spawnDaemon(t, 'qemu-nbd', ['-t', '-f', 'raw', '-k', path, '-x', 'disk', ...args, file]);
+  const address = { type: 'unix', path } as const;
+  // qemu-nbd says nothing when it is ready.
+  for (let tries = 0; ; tries += 1) {
+    try {
+      await listExports(host, { address });
+      break;
+    } catch (error) {
+      if (tries > 200) throw error;
+      await new Promise((resolve) => {
+        setTimeout(resolve, 20);
+      });
+    }
+  }
+  return { address, file, daemon };
+}
+
+async function connect(t: TestContext, served: Served, structured = true): Promise<NbdClient> {
+  const client = await NbdClient.connect(host, { address: served.address, exportName: 'disk', structured });
+  t.after(() => client.close());
+  return client;
+}
+
+for (const structured of [true, false]) {
+  test(`random operations give what an array gives, with ${structured ? 'structured' : 'simple'} replies`, async (t) => {
+    const served = await qemuNbd(t, ['--discard=unmap']);
+    const client = await connect(t, served, structured);
+    assert.equal(client.info.structured, structured);
+    assert.equal(client.info.ordered, false);
+    const model = new DiskModel(diskBytes);
+    const seed = seedOf(t);
+    await randomOperations(client, model, seed, { count: 600, lengthMax: 30_000 });
+    await randomOperations(client, model, seed + 1, { count: 40, lengthMax: 3_000_000, depth: 6 });
+    await compareAll(client, model);
+    await client.flush();
+    await client.close();
+  });
+}
+
+test('what we write is in the file, and qemu-img sees the same map as our block status', async (t) => {
+  const served = await qemuNbd(t, ['--discard=unmap']);
+  const client = await connect(t, served);
+  await client.write(1 << 20, new Uint8Array(1 << 20).fill(1), 0);
+  await client.write(4 << 20, new Uint8Array(1 << 16).fill(2), 1);
+  await client.writeZeroes((1 << 20) + (1 << 18), 1 << 18, 0);
+  await client.flush();
+  const map = await client.blockStatus(0, diskBytes);
+  await client.close();
+  const { stdout } = await run('qemu-img', ['map', '--output=json', '-f', 'raw', served.file]);
+  const theirs = (JSON.parse(stdout) as { length: number; zero: boolean; data: boolean }[]).map((extent) => ({
+    length: extent.length,
+    zero: extent.zero,
+    allocated: extent.data,
+  }));
+  assert.deepEqual(map, theirs);
+});
+
+test('requests of more than 32 MiB go through both ways', async (t) => {
+  const served = await qemuNbd(t, [], 96 * 1024 * 1024);
+  const client = await connect(t, served);
+  const content = new Uint8Array(80 * 1024 * 1024).map((_, index) => (index >> 16) & 0xff);
+  await client.write(777, content, 1);
+  const into = new Uint8Array(content.length);
+  await client.read(777, into);
+  assert.ok(Buffer.from(into).equals(content));
+  await client.close();
+});
+
+test('a read-only server is known as such', async (t) => {
+  const client = await connect(t, await qemuNbd(t, ['-r']));
+  assert.equal(client.info.readOnly, true);
+  assert.throws(() => client.write(0, new Uint8Array(1), 0), /read-only/);
+  await client.close();
+});
+
+test('an export that is not there is refused in words', async (t) => {
+  const { address } = await qemuNbd(t);
+  await assert.rejects(
+    NbdClient.connect(host, { address, exportName: 'other' }),
+    (error) => error instanceof BlockError && error.code === 'file-not-found' && /export "other"/.test(error.message),
+  );
+  assert.deepEqual(
+    (await listExports(host, { address })).map((entry) => entry.name),
+    ['disk'],
+  );
+});
+
+test('a server killed in mid-flight fails what is in flight with connection-lost, and hangs nothing', async (t) => {
+  const served = await qemuNbd(t);
+  const client = await connect(t, served);
+  const model = new DiskModel(diskBytes);
+  const told = new Promise<BlockError | null>((resolve) => client.onClosed(resolve));
+  const seed = seedOf(t);
+  setTimeout(() => served.daemon.kill('SIGKILL'), 60);
+  const lost = (error: unknown): boolean => error instanceof BlockError && error.code === 'connection-lost';
+  const running = randomOperations(client, model, seed, { count: 1_000_000, lengthMax: 40_000, mayFail: lost });
+  // The run ends at the first call that throws at once: the connection is gone by then.
+  await assert.rejects(running, lost);
+  assert.equal((await told)?.code, 'connection-lost');
+  assert.equal(client.inflightCount, 0);
+});
+
+test('a server that is stopped and killed does not keep a client that is cut', async (t) => {
+  const served = await qemuNbd(t);
+  const client = await connect(t, served);
+  served.daemon.kill('SIGSTOP');
+  const writes = Array.from({ length: 50 }, (_, index) => client.write(index * 65_536, new Uint8Array(65_536), 0));
+  const settled = Promise.allSettled(writes);
+  client.destroy('it hangs');
+  for (const end of await settled) assert.equal(end.status, 'rejected');
+});
