@@ -1,0 +1,123 @@
+/**
+ * The checker: knows every write that a user issued, and what each answer promised (pair.md 1, 7, 13).
+ *
+ * A *model* holds for each block of 4 KiB the versions that may be found there. A flush that was answered leaves only what
+ * was answered before it was issued, and later. Each side that serves has a model of its own. A promotion continues the
+ * model of the generation that it descends from: *as it was when the primary left that generation*, because from then on
+ * the primary answered alone. So a flush that counts for a generation is never missing on a side that holds it.
+ */
+import assert from 'node:assert/strict';
+
+export const blockBytes = 4096;
+
+/** What one user may find on one disk. */
+export class DiskModel {
+  /** by block: versions that may be there, oldest first */
+  readonly allowed: number[][];
+  /** by block: what a reader sees now, if nothing is in flight there */
+  readonly current: number[];
+
+  constructor(blocks: number) {
+    this.allowed = Array.from({ length: blocks }, () => [0]);
+    this.current = new Array<number>(blocks).fill(0);
+  }
+
+  copy(): DiskModel {
+    const copy = new DiskModel(0);
+    for (const versions of this.allowed) copy.allowed.push([...versions]);
+    copy.current.push(...this.current);
+    return copy;
+  }
+
+  issued(block: number, version: number): void {
+    this.allowed[block]?.push(version);
+  }
+
+  answered(block: number, version: number): void {
+    this.current[block] = version;
+  }
+
+  /** A flush that was issued when the disk was at `snapshot` has been answered. */
+  flushed(snapshot: readonly number[]): void {
+    for (const [block, version] of snapshot.entries()) {
+      const versions = this.allowed[block] ?? [];
+      const at = versions.indexOf(version);
+      if (at > 0) versions.splice(0, at);
+    }
+  }
+
+  /** A reader found this after nobody could tell what would be there. */
+  found(block: number, version: number, where: string): void {
+    const versions = this.allowed[block] ?? [];
+    const at = versions.indexOf(version);
+    assert.ok(at >= 0, `${where}: block ${block} has version ${version}, allowed are ${versions.join(', ')}`);
+    versions.splice(at + 1);
+    this.current[block] = version;
+  }
+}
+
+export type GroupModel = Map<string, DiskModel>;
+
+export function copyGroup(group: GroupModel): GroupModel {
+  return new Map([...group].map(([disk, model]) => [disk, model.copy()]));
+}
+
+export class Checker {
+  /** the model of each side, while it serves or since it served last */
+  readonly sides = new Map<string, GroupModel>();
+  /** by generation: the model when its primary left it */
+  readonly #left = new Map<string, GroupModel>();
+  /** the generation that each side's model is at */
+  readonly #at = new Map<string, string>();
+  readonly #blank: GroupModel;
+  #versions = 0;
+
+  constructor(disks: readonly string[], diskBytes: number) {
+    this.#blank = new Map(disks.map((disk) => [disk, new DiskModel(diskBytes / blockBytes)]));
+  }
+
+  /** A version that was never written. */
+  nextVersion(): number {
+    return ++this.#versions;
+  }
+
+  model(side: string): GroupModel {
+    const known = this.sides.get(side);
+    if (known !== undefined) return known;
+    const fresh = copyGroup(this.#blank);
+    this.sides.set(side, fresh);
+    return fresh;
+  }
+
+  /**
+   * A side's durable record as a primary, each time it changes. `base` is the id that it held before.
+   * A going alone or a start leaves a generation; a promotion takes over what a holder of its base has.
+   */
+  primaryAt(side: string, generation: string, base: string | null): void {
+    const at = this.#at.get(side);
+    if (at === generation) return;
+    const owner = [...this.#at].find(([other, id]) => other !== side && id === base)?.[0];
+    if (at !== undefined && at === base) {
+      this.#left.set(at, copyGroup(this.model(side)));
+    } else if (base !== null) {
+      const left = this.#left.get(base) ?? (owner === undefined ? undefined : copyGroup(this.model(owner)));
+      if (left !== undefined) this.sides.set(side, copyGroup(left));
+    }
+    this.#at.set(side, generation);
+  }
+}
+
+/** A block that says which version it is, in every sector. */
+export function fill(block: Uint8Array, version: number): Uint8Array {
+  const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
+  for (let at = 0; at < block.length; at += 4) view.setUint32(at, version);
+  return block;
+}
+
+/** The version that a block holds; a block that is torn within itself fails, unless its parts are all allowed. */
+export function versionsIn(block: Uint8Array): number[] {
+  const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
+  const versions = new Set<number>();
+  for (let at = 0; at < block.length; at += 4) versions.add(view.getUint32(at));
+  return [...versions];
+}

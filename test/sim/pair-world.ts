@@ -1,0 +1,308 @@
+/**
+ * Two daemons of a pair and their user on simulated machines, with the checker looking on.
+ */
+import assert from 'node:assert/strict';
+import { drivers } from '../../src/drivers/index.ts';
+import { Engine } from '../../src/engine/engine.ts';
+import type { Host } from '../../src/host/host.ts';
+import { NbdClient } from '../../src/nbd/client.ts';
+import { type PairConfig, pairDefaults } from '../../src/pair/config.ts';
+import { PairDaemon } from '../../src/pair/daemon.ts';
+import type { PairStatus } from '../../src/qmp/schema/pair.ts';
+import { blockBytes, Checker, type DiskModel, fill, versionsIn } from './checker.ts';
+import { World, type WorldOptions } from './world.ts';
+
+export type SideName = 'alpha' | 'beta';
+export const sideNames: readonly SideName[] = ['alpha', 'beta'];
+export const otherSide = (side: SideName): SideName => (side === 'alpha' ? 'beta' : 'alpha');
+
+export interface Side {
+  readonly host: Host;
+  readonly engine: Engine;
+  readonly daemon: PairDaemon;
+}
+
+export interface PairWorldOptions extends WorldOptions {
+  readonly disks?: readonly string[];
+  readonly diskBytes?: number;
+  readonly config?: Partial<PairConfig>;
+  /** prints every line that the daemons log */
+  readonly verbose?: boolean;
+}
+
+const user = 'user';
+const nbdPort = 10809;
+
+export class PairWorld {
+  readonly world: World;
+  readonly disks: readonly string[];
+  readonly diskBytes: number;
+  readonly checker: Checker;
+  readonly sides = new Map<SideName, Side>();
+  readonly log: string[] = [];
+  readonly #config: Partial<PairConfig>;
+  readonly #verbose: boolean;
+
+  constructor(seed: number, options: PairWorldOptions = {}) {
+    this.world = new World(seed, options.atOnce === undefined ? {} : { atOnce: options.atOnce });
+    this.disks = options.disks ?? ['disk0'];
+    this.diskBytes = options.diskBytes ?? 256 * 1024;
+    this.checker = new Checker(this.disks, this.diskBytes);
+    this.#config = options.config ?? {};
+    this.#verbose = options.verbose ?? process.env.PAIR_VERBOSE !== undefined;
+    this.world.host(user);
+  }
+
+  config(side: SideName): PairConfig {
+    const inet = (host: string, port: number) => ({ type: 'inet', host, port }) as const;
+    return {
+      ...pairDefaults,
+      name: side,
+      volume: 'vol',
+      role: side === 'alpha' ? 'primary' : 'secondary',
+      dataFolder: '/data',
+      disks: this.disks.map((name) => ({ name, file: `/data/${name}.img`, size: this.diskBytes })),
+      listen: { supervisor: inet(side, 7000), replication: inet(side, 7001), nbd: [inet(side, nbdPort)] },
+      peer: { name: otherSide(side), supervisor: inet(otherSide(side), 7000) },
+      insecure: true,
+      ...this.#config,
+    };
+  }
+
+  say(side: string, message: string): void {
+    const line = `${this.world.now.toFixed(1)} ${side}: ${message}`;
+    this.log.push(line);
+    if (this.#verbose) console.log(line);
+  }
+
+  /** Starts a daemon, on a machine that is new or whose last process is gone. */
+  async start(side: SideName, config: Partial<PairConfig> = {}): Promise<Side> {
+    const starting = this.begin(side, config);
+    return this.world.complete(starting);
+  }
+
+  /** The same without letting time pass: the start goes on as the test does. */
+  async begin(side: SideName, config: Partial<PairConfig> = {}): Promise<Side> {
+    const fresh = this.world.machine(side) === undefined || this.world.isAlive(side);
+    const host = fresh ? this.world.host(side) : this.world.restart(side);
+    const engine = new Engine(host, drivers, { name: side });
+    let base: string | null = null;
+    let started: PairDaemon | null = null;
+    const look = (): void => {
+      if (started === null || this.sides.get(side)?.daemon !== started) return;
+      const { record } = started.state;
+      const id = record.generation?.id ?? null;
+      if (record.role === 'primary' && id !== null) this.checker.primaryAt(side, id, record.ancestors[0] ?? null);
+      base = id;
+    };
+    const daemon = await PairDaemon.start(host, engine, { ...this.config(side), ...config }, (line) =>
+      this.say(side, line.message),
+    );
+    started = daemon;
+    const one = { host, engine, daemon };
+    this.sides.set(side, one);
+    look();
+    daemon.subscribe((event) => {
+      if (event.event === 'PAIR_STATE') look();
+    });
+    void base;
+    return one;
+  }
+
+  side(side: SideName): Side {
+    const one = this.sides.get(side);
+    assert.ok(one !== undefined && this.world.isAlive(side), `${side} is not running`);
+    return one;
+  }
+
+  kill(side: SideName): void {
+    this.say(side, 'KILLED');
+    this.world.kill(side);
+  }
+
+  powerCut(side: SideName, how: { readonly loseUnsynced?: boolean } = {}): void {
+    this.say(side, 'POWER CUT');
+    this.world.powerCut(side, how);
+  }
+
+  /** A clean stop, as Ctrl-C does it: the daemon, the engine, then the process. */
+  async stop(side: SideName): Promise<void> {
+    const { daemon, engine } = this.side(side);
+    await this.world.complete(daemon.stop());
+    await this.world.complete(engine.close());
+    this.world.kill(side);
+    this.say(side, 'stopped');
+  }
+
+  status(side: SideName): Promise<PairStatus> {
+    return this.world.complete(this.side(side).daemon.execute('pair-status') as Promise<PairStatus>);
+  }
+
+  command(side: SideName, command: string, args: Record<string, unknown> = {}): Promise<{ text: string }> {
+    return this.world.complete(this.side(side).daemon.execute(command, args) as Promise<{ text: string }>);
+  }
+
+  phase(side: SideName): string {
+    return this.world.isAlive(side) ? (this.sides.get(side)?.daemon.state.phase ?? 'starting') : 'dead';
+  }
+
+  /** Lets time pass until both sides are in step. */
+  inStep(limitMs = 120_000): Promise<void> {
+    return this.until(() => {
+      const phases = sideNames.map((side) => this.phase(side));
+      return phases.includes('in-step') && phases.includes('following');
+    }, limitMs);
+  }
+
+  async until(condition: () => boolean, limitMs = 120_000): Promise<void> {
+    try {
+      await this.world.run(condition, limitMs);
+    } catch (error) {
+      const tail = this.log.slice(-40).join('\n');
+      const phases = sideNames.map((side) => `${side} is ${this.phase(side)}`).join(', ');
+      throw new Error(`${String(error)}\n${phases}\n${tail}`);
+    }
+  }
+
+  /** A user of one disk of one side. */
+  async connect(side: SideName, disk = this.disks[0] ?? ''): Promise<User> {
+    return this.world.complete(this.openUser(side, disk));
+  }
+
+  async openUser(side: SideName, disk: string): Promise<User> {
+    const client = await NbdClient.connect(this.world.host(user), {
+      address: { type: 'inet', host: side, port: nbdPort },
+      exportName: disk,
+      timeoutMs: 3000,
+    });
+    return new User(this, side, disk, client);
+  }
+
+  /** What the operating system of a side would read from an image now. */
+  image(side: SideName, disk: string): Uint8Array {
+    const inode = this.world.machine(side)?.disk.names.get(`/data/${disk}.img`);
+    assert.ok(inode !== undefined, `${side} has no image of ${disk}`);
+    const bytes = new Uint8Array(inode.size);
+    inode.read(0, bytes);
+    return bytes;
+  }
+
+  /** Both images hold the same bytes. */
+  assertEqual(): void {
+    for (const disk of this.disks) {
+      const [a, b] = [this.image('alpha', disk), this.image('beta', disk)];
+      for (let block = 0; block * blockBytes < a.length; block++) {
+        const at = block * blockBytes;
+        const [mine, theirs] = [a.subarray(at, at + blockBytes), b.subarray(at, at + blockBytes)];
+        assert.deepEqual(
+          versionsIn(mine),
+          versionsIn(theirs),
+          `seed ${this.world.seed}: ${disk} block ${block} differs`,
+        );
+      }
+    }
+  }
+}
+
+/** One NBD connection, whose requests and answers the checker hears of. */
+export class User {
+  readonly side: SideName;
+  readonly disk: string;
+  readonly client: NbdClient;
+  readonly #pair: PairWorld;
+  readonly #busy = new Set<number>();
+  closed = false;
+
+  constructor(pair: PairWorld, side: SideName, disk: string, client: NbdClient) {
+    this.#pair = pair;
+    this.side = side;
+    this.disk = disk;
+    this.client = client;
+    client.onClosed(() => {
+      this.closed = true;
+    });
+  }
+
+  get #model(): DiskModel {
+    const model = this.#pair.checker.model(this.side).get(this.disk);
+    assert.ok(model !== undefined);
+    return model;
+  }
+
+  get blocks(): number {
+    return this.#pair.diskBytes / blockBytes;
+  }
+
+  isBusy(block: number): boolean {
+    return this.#busy.has(block);
+  }
+
+  /** Writes new versions of `count` blocks. Resolves when it was answered; rejects as the client does. */
+  async write(block: number, count = 1): Promise<number> {
+    const version = this.#pair.checker.nextVersion();
+    const model = this.#model;
+    for (let at = block; at < block + count; at++) {
+      this.#busy.add(at);
+      model.issued(at, version);
+    }
+    try {
+      await this.client.write(block * blockBytes, fill(new Uint8Array(count * blockBytes), version), 0);
+      for (let at = block; at < block + count; at++) model.answered(at, version);
+    } finally {
+      for (let at = block; at < block + count; at++) this.#busy.delete(at);
+    }
+    return version;
+  }
+
+  async flush(): Promise<void> {
+    const model = this.#model;
+    const snapshot = [...model.current];
+    await this.client.flush();
+    model.flushed(snapshot);
+  }
+
+  async read(block: number): Promise<number[]> {
+    const bytes = new Uint8Array(blockBytes);
+    await this.client.read(block * blockBytes, bytes);
+    return versionsIn(bytes);
+  }
+
+  /** Reads everything and compares it with what may be there; afterwards the checker knows what is. */
+  async verify(): Promise<void> {
+    const { seed } = this.#pair.world;
+    for (let block = 0; block < this.blocks; block++) {
+      const versions = await this.read(block);
+      const model = this.#model;
+      const where = `seed ${seed}: ${this.side} ${this.disk}`;
+      if (versions.length === 1) {
+        model.found(block, versions[0] ?? 0, where);
+        continue;
+      }
+      // Torn: only blocks whose writes were not flushed may be, and each part must be a version that was possible.
+      for (const version of versions) {
+        const allowed = model.allowed[block] ?? [];
+        assert.ok(
+          allowed.includes(version),
+          `${where}: block ${block} has part ${version}, allowed ${allowed.join(', ')}`,
+        );
+      }
+      await this.write(block);
+    }
+  }
+
+  /** What this side's own reads must show while it serves. */
+  async verifyOne(block: number): Promise<void> {
+    if (this.#busy.has(block)) return;
+    this.#busy.add(block);
+    try {
+      const versions = await this.read(block);
+      assert.deepEqual(
+        versions,
+        [this.#model.current[block]],
+        `seed ${this.#pair.world.seed}: ${this.side} block ${block}`,
+      );
+    } finally {
+      this.#busy.delete(block);
+    }
+  }
+}
