@@ -30,8 +30,12 @@ export class DemoDaemon {
   readonly logFile: string;
   /** what it said last; null: it did not answer the last time */
   status: DaemonStatus | null = null;
+  /** the last status that it gave, however long ago */
+  last: DaemonStatus | null = null;
   /** why it did not answer */
   error: BlockError | null = null;
+  /** how many times in a row it did not answer */
+  silences = 0;
   /** how our process ended; null while it runs, and for one that was started by somebody else */
   ending: Ending | null = null;
   private readonly host: Host;
@@ -77,14 +81,22 @@ export class DemoDaemon {
     try {
       this.client ??= await connect(this.host, this.place, statusMsMax);
       this.status = readStatus(await this.client.execute('pair-status', {}, statusMsMax));
+      this.last = this.status;
       this.error = null;
+      this.silences = 0;
       // Somebody has started it again: what its end will be is not ours to see.
       if (this.child === null) this.ending = null;
     } catch (thrown) {
       this.disconnect();
       this.status = null;
       this.error = toBlockError(thrown);
+      this.silences += 1;
     }
+  }
+
+  /** It ended, or has not answered more than once: a socket breaks a moment before the end of its process is known. */
+  get isGone(): boolean {
+    return this.status === null && (this.ending !== null || this.silences > 1);
   }
 
   disconnect(): void {

@@ -24,22 +24,23 @@ ${status.name} serves the disk:  ${uri}
 `;
 }
 
-/** What happened to a daemon that does not answer, and what a person may do now. */
+/** What happened to a daemon that is gone, and what a person may do now. */
 export function describeEnding(daemon: DemoDaemon, all: readonly DemoDaemon[], configFile: string): string {
-  const { ending } = daemon;
-  const how =
-    ending === null
-      ? `does not answer: ${daemon.error?.message ?? ''}`
-      : `died (${ending.signal ?? `exit code ${ending.code}`})`;
-  const other = all.find((one) => one !== daemon && one.status !== null);
-  const next =
-    other?.status?.role === 'secondary'
-      ? `${other.name} has every flushed write: npx blockstep failover makes it serve`
-      : other === undefined
-        ? 'nobody serves now'
-        : `${other.name} goes on serving alone`;
-  const again = ending === null ? '' : `; npx blockstep run -c ${configFile} starts ${daemon.name} again`;
-  return `${daemon.name} ${how}. ${next}${again}`;
+  const { ending, error, name } = daemon;
+  const died = ending === null ? '' : `died (${ending.signal ?? `exit code ${ending.code}`})`;
+  const how = died || `does not answer: ${error?.message ?? ''}`;
+  const again = died && `; npx blockstep run -c ${configFile} starts ${name} again`;
+  return `${name} ${how}. ${whoCanServe(daemon, all)}${again}`;
+}
+
+function whoCanServe(gone: DemoDaemon, all: readonly DemoDaemon[]): string {
+  const other = all.find((one) => one !== gone)?.status;
+  if (other == null) return 'Nobody serves now';
+  if (other.role !== 'secondary') return other.serving ? `${other.name} goes on serving` : `${other.name} is there`;
+  if (other.store !== 'clean') return `${other.name} cannot serve: its sync has not ended`;
+  const until = other.latestAsOf === null ? '' : ` (${other.latestAsOf.text})`;
+  const which = gone.last?.inSync === true ? 'with every flushed write' : `with what it has${until}`;
+  return `npx blockstep failover makes ${other.name} serve, ${which}`;
 }
 
 /** The live line: roles, state, bytes forwarded, lag. */

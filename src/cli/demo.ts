@@ -105,6 +105,7 @@ class Demo {
   /** Says once what is new about a daemon: that it serves, that it is gone. */
   private tell(daemon: DemoDaemon): void {
     const { status } = daemon;
+    if (status === null && !daemon.isGone) return;
     const serves = status !== null && isServing(status);
     const news = status === null ? 'gone' : serves ? `serves ${status.uri}` : 'there';
     const before = this.said.get(daemon.name);

@@ -4,10 +4,15 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { askAll, findDaemons } from '../../src/cli/daemons.ts';
+import { formatJson } from '../../src/cli/status.ts';
+import { createHost } from '../../src/host/index.ts';
 import { type Daemon, type RunResult, run, spawnDaemon } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 
 const program = join(import.meta.dirname, '..', '..', 'src', 'cli', 'main.ts');
+
+const host = createHost();
 
 export const blockstep = (...args: string[]): Promise<RunResult> => run(process.execPath, [program, ...args]);
 
@@ -61,8 +66,9 @@ export class TestPair {
     return blockstep(name, '-d', this.data, ...args);
   }
 
+  /** As `status --json` says it, but without a process for each look. */
   async status(): Promise<Entry[]> {
-    return JSON.parse((await this.command('status', '--json')).stdout) as Entry[];
+    return JSON.parse(formatJson(await askAll(host, await findDaemons({ data: this.data })))) as Entry[];
   }
 
   async entry(name: string): Promise<Entry> {
