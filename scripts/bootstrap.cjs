@@ -7,7 +7,7 @@
  * is ready already costs a few milliseconds. It never changes anything outside this checkout, but for Debian packages
  * that `npm test` is missing, where it may install them.
  *
- *   node scripts/bootstrap.cjs install | build | demo [args] | test [args] | run PROGRAM [args]
+ *   node scripts/bootstrap.cjs install | build | tools | demo [args] | test [args] | run PROGRAM [args]
  */
 const childProcess = require('node:child_process');
 const crypto = require('node:crypto');
@@ -248,7 +248,9 @@ else if (verb === 'demo') {
   build();
   handOver(ltsNode(), [at('bin', 'blockstep.cjs'), 'demo', ...rest]);
 } else if (verb === 'test') test(rest);
+else if (verb === 'tools') tools();
 else if (verb === 'run' && rest.length > 0) {
   install();
   handOver(rest[0], rest.slice(1));
-} else fail('usage: node scripts/bootstrap.cjs install | build | demo [args] | test [args] | run PROGRAM [args]');
+} else
+  fail('usage: node scripts/bootstrap.cjs install | build | tools | demo [args] | test [args] | run PROGRAM [args]');
