@@ -10,6 +10,7 @@ import { isRange } from '../util/bytes.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Done } from '../util/later.ts';
 import type { FileStat, HostFile, HostFileLocks, HostFiles, OpenHow } from './host.ts';
+import { DirectIo } from './node-direct.ts';
 import { SystemCallError, type SystemCalls } from './system-calls.ts';
 
 /** The files of this machine; without system calls (null) there are no holes and no locks. */
@@ -24,12 +25,18 @@ export class NodeFiles implements HostFiles {
     return naming(`open ${path}`, async () => {
       // Asked before the open as well: opening a pipe would wait for its other end, opening some devices has effects.
       const there = await statOrNull(path);
-      if (how.direct === true) throw new BlockError('not-supported', `open ${path}: direct I/O is not built yet`);
       if (there !== null) kindToOpen(path, there);
-      const file = await fs.promises.open(path, openFlags(how), 0o644);
+      const calls = this.#calls;
+      const file = await fs.promises.open(path, openFlags(how), 0o644).catch((error: unknown) => {
+        throw how.direct === true && isCode(error, 'EINVAL') ? noDirect(path, 'its file system knows none') : error;
+      });
       try {
         const stat = await file.stat();
-        return new NodeFile(path, kindToOpen(path, stat), file, stat.rdev, this.#calls);
+        const kind = kindToOpen(path, stat);
+        if (how.direct !== true) return new NodeFile(path, kind, file, stat.rdev, calls, null);
+        if (calls === null) throw noDirect(path, 'koffi has no binary for this machine');
+        const direct = new DirectIo(file.fd, kind === 'block' ? calls.seekEnd(file.fd) : null, calls);
+        return new NodeFile(path, kind, file, stat.rdev, calls, direct);
       } catch (error) {
         await file.close();
         throw error;
@@ -98,6 +105,8 @@ class NodeFile implements HostFile {
   readonly #handle: fs.promises.FileHandle;
   readonly #device: number;
   readonly #calls: SystemCalls | null;
+  /** how to read and write past the page cache, if the file was opened so */
+  readonly #direct: DirectIo | null;
   readonly #syncs = new Set<Promise<void>>();
   /** -1 once closed: the system may give the number to another file, which must not be written by mistake. */
   #fd: number;
@@ -108,6 +117,7 @@ class NodeFile implements HostFile {
     handle: fs.promises.FileHandle,
     device: number,
     calls: SystemCalls | null,
+    direct: DirectIo | null,
   ) {
     this.path = path;
     this.kind = kind;
@@ -115,6 +125,7 @@ class NodeFile implements HostFile {
     this.#fd = handle.fd;
     this.#device = device;
     this.#calls = calls;
+    this.#direct = direct;
     this.locks = calls === null ? null : this.#makeLocks(calls);
   }
 
@@ -129,6 +140,7 @@ class NodeFile implements HostFile {
     const length = into.length;
     try {
       if (!isRange(offset, length, Number.MAX_SAFE_INTEGER)) throw badOffset(offset);
+      if (this.#direct !== null) return this.#direct.read(offset, into);
       let done = fs.readSync(this.#fd, into, 0, length, offset);
       while (done < length) {
         const count = fs.readSync(this.#fd, into, done, length - done, offset + done);
@@ -148,6 +160,7 @@ class NodeFile implements HostFile {
     const length = from.length;
     try {
       if (!isRange(offset, length, Number.MAX_SAFE_INTEGER)) throw badOffset(offset);
+      if (this.#direct !== null) return this.#direct.write(offset, from);
       let done = fs.writeSync(this.#fd, from, 0, length, offset);
       while (done < length) {
         const count = fs.writeSync(this.#fd, from, done, length - done, offset + done);
@@ -246,6 +259,10 @@ class NodeFile implements HostFile {
     if (this.#fd < 0) return new BlockError('io-error', `${doing} ${this.path}: it is closed`, { errno: 'EBADF' });
     return toBlockError(error, `${doing} ${this.path}`);
   }
+}
+
+function noDirect(path: string, why: string): BlockError {
+  return new BlockError('not-supported', `open ${path}: no direct I/O here: ${why}`);
 }
 
 /** Node takes such an offset for "where the last call ended", which would be the wrong place without a word. */

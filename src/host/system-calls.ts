@@ -36,6 +36,8 @@ export interface SystemCalls {
   punchHole(fd: number, offset: number, length: number): boolean;
   /** fallocate(ZERO_RANGE | KEEP_SIZE). False: the file system cannot. */
   zeroRange(fd: number, offset: number, length: number): boolean;
+  /** Where bytes lie in memory, for those who need it aligned. They do not move. */
+  addressOf(bytes: Uint8Array): number;
   /** F_OFD_SETLK on one byte. False: it conflicts with the lock of another open file. */
   setLock(fd: number, byte: number, type: LockType): boolean;
   /** F_OFD_GETLK: does another open file hold any lock on the byte? */
@@ -68,6 +70,7 @@ interface Functions {
   fallocate(fd: number, mode: number, offset: number, length: number): number;
   fcntl(fd: number, command: number, lock: Flock): number;
   errno(): number;
+  address(bytes: Uint8Array): bigint;
 }
 
 let loaded: SystemCalls | null | undefined;
@@ -101,6 +104,7 @@ function loadFunctions(): Functions {
     // Variadic in C; on Linux a pointer travels there as it does for a fixed argument, on both processors.
     fcntl: library.func('fcntl', 'int', ['int', 'int', koffi.inout(koffi.pointer(flock))]),
     errno: () => koffi.errno(),
+    address: (bytes) => koffi.address(bytes),
   };
 }
 
@@ -136,6 +140,7 @@ function systemCalls(functions: Functions): SystemCalls {
     seekEnd: (fd) => seek(fd, 0, SEEK_END, 'SEEK_END') ?? 0,
     punchHole: (fd, offset, length) => fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length),
     zeroRange: (fd, offset, length) => fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length),
+    addressOf: (bytes) => Number(functions.address(bytes)),
     setLock(fd, byte, type) {
       if (functions.fcntl(fd, F_OFD_SETLK, lock(byte, type)) === 0) return true;
       const errno = functions.errno();

@@ -1,9 +1,10 @@
 /** The contract of a host (`contract.ts`), on the real one, on its fallbacks, and on the simulated one under many seeds. */
 import { describe, test } from 'node:test';
-import type { Host } from '../../src/host/host.ts';
+import type { Host, HostFile, OpenHow } from '../../src/host/host.ts';
 import { createHost } from '../../src/host/index.ts';
 import { NodeFiles } from '../../src/host/node-files.ts';
 import { NodeNetwork } from '../../src/host/node-network.ts';
+import { loadSystemCalls } from '../../src/host/system-calls.ts';
 import { World } from '../sim/world.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { type Case, clockCases, fileCases, holeAndLockCases, networkCases } from './contract.ts';
@@ -39,12 +40,20 @@ function onSimulatedHost(cases: readonly Case[]): void {
     });
 }
 
+class DirectFiles extends NodeFiles {
+  override open(path: string, how: OpenHow): Promise<HostFile> {
+    return super.open(path, { ...how, direct: true });
+  }
+}
+
 const all = [...fileCases, ...holeAndLockCases, ...networkCases, ...clockCases];
 const real = createHost();
 
 describe('the real host', () => onRealHost(real, all));
 describe('the real host, files without system calls', () =>
   onRealHost({ ...real, files: new NodeFiles(null) }, fileCases));
+describe('the real host, files past the page cache', () =>
+  onRealHost({ ...real, files: new DirectFiles(loadSystemCalls()) }, [...fileCases, ...holeAndLockCases]));
 describe('the real host, streams on events alone', () =>
   onRealHost({ ...real, network: new NodeNetwork('events') }, networkCases));
 describe(`the simulated host, seeds from ${firstSeed}`, () => onSimulatedHost(all));

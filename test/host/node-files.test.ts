@@ -4,6 +4,8 @@ import { execFileSync } from 'node:child_process';
 import { readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
+import fc from 'fast-check';
+import type { HostFile } from '../../src/host/host.ts';
 import { createHost } from '../../src/host/index.ts';
 import { cleanup } from '../support/cleanup.ts';
 import { run, spawnDaemon } from '../support/process.ts';
@@ -14,6 +16,23 @@ import { create, fails, pattern, readAll } from './contract.ts';
 const host = createHost();
 
 before(() => requireTools('qemu-io', 'qemu-nbd', 'qemu-img'));
+
+for (const direct of [false, true])
+  test(`random operations ${direct ? 'past' : 'through'} the page cache do what they do to an array`, async (t) => {
+    const folder = await temporaryFolder(t);
+    let count = 0;
+    const agrees = async (steps: readonly FileStep[]) => {
+      const path = join(folder, String(count++));
+      const file = await host.files.open(path, { access: 'write', create: 'exclusive', direct });
+      try {
+        await agreesWithArray(file, steps);
+      } finally {
+        await file.close();
+        await host.files.remove(path);
+      }
+    };
+    await fc.assert(fc.asyncProperty(fc.array(fileStep, { maxLength: 12 }), agrees), { numRuns: 150 });
+  });
 
 test('a punched range gives its space back, as du sees it', async (t) => {
   const path = join(await temporaryFolder(t), 'f');
@@ -125,6 +144,57 @@ test('a file that others cut short reads as zeroes where it was', async (t) => {
   expected.fill(0x79, 0, 10);
   assert.deepEqual(await readAll(file, 0, 100), expected);
 });
+
+const lengthMax = 3 << 20;
+
+type FileStep =
+  | { readonly do: 'write' | 'read' | 'punch' | 'zero'; readonly offset: number; readonly length: number }
+  | { readonly do: 'truncate'; readonly size: number };
+
+/** Offsets and lengths near the edges of blocks, and some that cross the buffer of direct I/O. */
+const nearEdge = fc
+  .tuple(fc.constantFrom(0, 512, 4096, 12_288, 65_536, 1 << 20), fc.integer({ min: -3, max: 3 }))
+  .map(([edge, by]) => Math.max(0, edge + by));
+const fileStep: fc.Arbitrary<FileStep> = fc.oneof(
+  {
+    weight: 6,
+    arbitrary: fc
+      .tuple(
+        fc.constantFrom('write' as const, 'write' as const, 'read' as const, 'punch' as const, 'zero' as const),
+        nearEdge,
+        nearEdge,
+      )
+      .map(([what, offset, length]) => ({ do: what, offset, length })),
+  },
+  { weight: 1, arbitrary: nearEdge.map((size) => ({ do: 'truncate' as const, size })) },
+);
+
+async function agreesWithArray(file: HostFile, steps: readonly FileStep[]): Promise<void> {
+  const model = new Uint8Array(lengthMax);
+  let size = 0;
+  let salt = 1;
+  for (const step of steps) {
+    if (step.do === 'truncate') {
+      await file.truncate(step.size);
+      model.fill(0, step.size);
+      size = step.size;
+    } else if (step.do === 'write') {
+      const data = pattern(step.length, salt++);
+      await file.write(step.offset, data);
+      model.set(data, step.offset);
+      if (step.length > 0) size = Math.max(size, step.offset + step.length);
+    } else if (step.do === 'read') {
+      const found = await readAll(file, step.offset, step.length);
+      assert.equal(Buffer.compare(found, model.subarray(step.offset, step.offset + step.length)), 0);
+    } else {
+      const done =
+        step.do === 'punch' ? file.punchHole(step.offset, step.length) : file.zeroRange(step.offset, step.length);
+      if (done) model.fill(0, step.offset, Math.min(size, step.offset + step.length));
+    }
+    assert.equal(file.size(), size);
+  }
+  assert.equal(Buffer.compare(await readAll(file, 0, lengthMax), model), 0);
+}
 
 function usedKiB(path: string): number {
   return Number.parseInt(execFileSync('du', ['-k', path], { encoding: 'utf8' }), 10);
