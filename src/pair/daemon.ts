@@ -191,8 +191,10 @@ export class PairDaemon implements QmpTarget {
     const given = { wallMs: this.#host.clock.wall(), id: toHex(this.#host.random.bytes(8)) };
     const { state, plan, now } = decide(before, event, given);
     this.#state = state;
-    if (before.phase !== state.phase)
-      this.#log({ level: 'info', message: `${before.phase} -> ${state.phase}`, event: event.type });
+    if (before.phase !== state.phase) {
+      const why = 'reason' in event ? `: ${event.reason}` : 'error' in event ? `: ${event.error}` : '';
+      this.#log({ level: 'info', message: `${before.phase} -> ${state.phase}${why}`, event: event.type });
+    }
     if (state.error !== null && state.error !== before.error) this.#log({ level: 'error', message: state.error });
     for (const step of now ?? []) this.#runner.now(step);
     if (plan !== undefined) this.#runner.run(plan);

@@ -8,8 +8,8 @@
  *      0                    4096                 8192
  *      | copy, sequence 6   | copy, sequence 7   |        <- 7 is read, the next commit goes to the first block
  */
-import xxhash from 'xxhash-wasm';
 import { z } from 'zod';
+import { type Hash64, loadHash64 } from '../block/record-format.ts';
 import type { Host, HostFile } from '../host/host.ts';
 import { getU64, putU64, viewOf } from '../util/bytes.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
@@ -129,7 +129,7 @@ const headerBytes = 32;
 const magic = 0x4253_4752; // "BSGR"
 const formatVersion = 1;
 
-type Hash = (bytes: Uint8Array) => bigint;
+type Hash = Hash64;
 
 /** One copy, padded to its block. @throws BlockError invalid-option if the record does not fit */
 export function encodeCopy(record: GroupRecord, sequence: number, hash: Hash): Uint8Array {
@@ -216,8 +216,7 @@ export class GroupFile {
 
   /** @throws BlockError bad-image if a later version of blockstep wrote it */
   static async open(host: Host, folder: string): Promise<GroupFile> {
-    const { h64Raw } = await xxhash();
-    const hash: Hash = (bytes) => h64Raw(bytes);
+    const hash = await loadHash64();
     await host.files.makeFolder(folder);
     return new GroupFile(host, folder, hash, await readCopies(host, `${folder}/${fileName}`, hash));
   }

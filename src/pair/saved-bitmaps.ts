@@ -2,8 +2,8 @@
  * What may differ, kept over a clean stop (pair.md 12). The file is durable before the group file's mark names its
  * checksum; a file that does not match the mark proves nothing, and the next sync compares everything.
  */
-import xxhash from 'xxhash-wasm';
 import { z } from 'zod';
+import { loadHash64 } from '../block/record-format.ts';
 import type { Host } from '../host/host.ts';
 import type { Range } from './disks.ts';
 
@@ -51,6 +51,6 @@ export async function loadBitmaps(host: Host, folder: string, mark: string): Pro
 }
 
 async function checksum(bytes: Uint8Array): Promise<string> {
-  const { h64Raw } = await xxhash();
-  return h64Raw(bytes).toString(16).padStart(16, '0');
+  const hash = await loadHash64();
+  return hash(bytes).toString(16).padStart(16, '0');
 }

@@ -9,6 +9,7 @@ import { NbdClient } from '../../src/nbd/client.ts';
 import { type PairConfig, pairDefaults } from '../../src/pair/config.ts';
 import { PairDaemon } from '../../src/pair/daemon.ts';
 import type { PairStatus } from '../../src/qmp/schema/pair.ts';
+import { deferred } from '../../src/util/later.ts';
 import { blockBytes, Checker, type DiskModel, fill, versionsIn } from './checker.ts';
 import { World, type WorldOptions } from './world.ts';
 
@@ -31,6 +32,24 @@ export interface PairWorldOptions extends WorldOptions {
 }
 
 const user = 'user';
+
+/**
+ * Checksums come from a WebAssembly module, which is compiled in real time: simulated time would run away meanwhile, and
+ * a seed would not give the same run twice. Compiled here at once, it takes no time at all.
+ */
+interface WebAssemblyApi {
+  Module: new (bytes: Uint8Array) => object;
+  Instance: new (module: object, imports?: object) => object;
+  instantiate: (bytes: Uint8Array, imports?: object) => Promise<{ module: object; instance: object }>;
+}
+const api = (globalThis as unknown as { WebAssembly: WebAssemblyApi }).WebAssembly;
+const modules = new Map<number, object>();
+api.instantiate = (bytes, imports) => {
+  const module = modules.get(bytes.length) ?? new api.Module(bytes);
+  modules.set(bytes.length, module);
+  return Promise.resolve({ module, instance: new api.Instance(module, imports) });
+};
+
 const nbdPort = 10809;
 
 export class PairWorld {
@@ -164,6 +183,13 @@ export class PairWorld {
     }
   }
 
+  /** On the user's machine, which never dies. */
+  sleep(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.world.host(user).clock.after(ms, resolve);
+    });
+  }
+
   /** A user of one disk of one side. */
   async connect(side: SideName, disk = this.disks[0] ?? ''): Promise<User> {
     return this.world.complete(this.openUser(side, disk));
@@ -210,23 +236,24 @@ export class User {
   readonly disk: string;
   readonly client: NbdClient;
   readonly #pair: PairWorld;
+  readonly #model: DiskModel;
   readonly #busy = new Set<number>();
   closed = false;
+  readonly #gone = deferred();
+  /** nobody waits for its answers any more: what still comes counts for nothing */
+  abandoned = false;
 
   constructor(pair: PairWorld, side: SideName, disk: string, client: NbdClient) {
     this.#pair = pair;
     this.side = side;
     this.disk = disk;
     this.client = client;
+    const model = pair.checker.model(side).get(disk);
+    assert.ok(model !== undefined);
+    this.#model = model;
     client.onClosed(() => {
       this.closed = true;
     });
-  }
-
-  get #model(): DiskModel {
-    const model = this.#pair.checker.model(this.side).get(this.disk);
-    assert.ok(model !== undefined);
-    return model;
   }
 
   get blocks(): number {
@@ -247,7 +274,7 @@ export class User {
     }
     try {
       await this.client.write(block * blockBytes, fill(new Uint8Array(count * blockBytes), version), 0);
-      for (let at = block; at < block + count; at++) model.answered(at, version);
+      if (!this.abandoned) for (let at = block; at < block + count; at++) model.answered(at, version);
     } finally {
       for (let at = block; at < block + count; at++) this.#busy.delete(at);
     }
@@ -258,7 +285,7 @@ export class User {
     const model = this.#model;
     const snapshot = [...model.current];
     await this.client.flush();
-    model.flushed(snapshot);
+    if (!this.abandoned) model.flushed(snapshot);
   }
 
   async read(block: number): Promise<number[]> {
@@ -288,6 +315,28 @@ export class User {
       }
       await this.write(block);
     }
+  }
+
+  /** Reads everything once more: nothing is under way, so each block shows what was answered last. */
+  async verifyAll(): Promise<void> {
+    await this.verify();
+  }
+
+  /** Nothing of it is under way. */
+  get idle(): boolean {
+    return this.#busy.size === 0;
+  }
+
+  /** Its side is gone: nothing that still arrives counts, and nobody waits for it. */
+  abandon(): void {
+    this.abandoned = true;
+    this.#gone.resolve();
+  }
+
+  /** Waits for the promise, or until the side is gone. */
+  async unlessGone<T>(promise: Promise<T>): Promise<T | undefined> {
+    promise.catch(() => undefined);
+    return Promise.race([promise, this.#gone.promise.then(() => undefined)]);
   }
 
   /** What this side's own reads must show while it serves. */
