@@ -69,6 +69,8 @@ export class ReplicationStream {
   private readonly sent = new Set<Sent>();
   private readonly spare: Sent[] = [];
   private line: WaitingRequest[] = [];
+  private pumping = false;
+  private pumpAgain = false;
   /** ranges that copies are reading from the source: writes to them wait until the copy itself was sent (pair.md 11) */
   private readonly holds = new TakenRanges();
   /** leaves ranges that are missing to the copy that will come by (mode syncing) */
@@ -230,6 +232,18 @@ export class ReplicationStream {
 
   /** Room or a held range became free: those in line go on in their order. */
   private pump(): void {
+    // A child that answers at once brings us here again while the first in line is being placed.
+    this.pumpAgain = true;
+    if (this.pumping) return;
+    this.pumping = true;
+    while (this.pumpAgain) {
+      this.pumpAgain = false;
+      this.pumpOnce();
+    }
+    this.pumping = false;
+  }
+
+  private pumpOnce(): void {
     while (this.line.length > 0 && this.down === null) {
       const request = this.line[0];
       // A failure inside of `advance` abandons the stream, and with it the line.

@@ -91,7 +91,7 @@ export class TestClock {
   }
 }
 
-type Kind = 'read' | 'write' | 'zeroes' | 'discard' | 'flush';
+type Kind = 'read' | 'write' | 'zeroes' | 'discard' | 'flush' | 'status';
 
 /** A request that the disk has not answered. */
 export interface Pending {
@@ -148,7 +148,13 @@ export class TestDisk implements DriverNode {
     return this.request('flush', 0, 0, null, 0);
   }
 
-  blockStatus(offset: number, length: number): Extent[] {
+  /** Status is a read: it waits for the writes issued before it. */
+  blockStatus(offset: number, length: number): Extent[] | Promise<Extent[]> {
+    const done = this.request('status', offset, length, null, 0);
+    return done === undefined ? this.status(offset, length) : done.then(() => this.status(offset, length));
+  }
+
+  private status(offset: number, length: number): Extent[] {
     const extents: Extent[] = [];
     for (let at = offset; at < offset + length; at += 512) {
       const end = Math.min(at + 512, offset + length);
@@ -170,6 +176,18 @@ export class TestDisk implements DriverNode {
     const { pending } = this;
     this.pending = [];
     for (const { done } of pending) done.reject(this.broken);
+  }
+
+  /** As a cable that is pulled: some of what was under way has reached the disk all the same. */
+  breakAtRandom(random: Random): void {
+    for (let i = random.below(this.pending.length + 1); i > 0; i -= 1) {
+      const request = this.freeRequest(random);
+      if (request === undefined) break;
+      this.pending = this.pending.filter((one) => one !== request);
+      this.takeEffect(request);
+      request.done.reject(new BlockError('connection-lost', 'broken at random'));
+    }
+    this.breakConnection('broken at random');
   }
 
   /** A new connection to the same disk. */
@@ -201,17 +219,22 @@ export class TestDisk implements DriverNode {
 
   /** Answers one request that no earlier overlapping one precedes. False: there is none. */
   answerRandom(random: Random, failProbability = 0): boolean {
-    const free = this.pending.filter(
-      (one, index) => !this.pending.slice(0, index).some((earlier) => inOrder(earlier, one, this.ordered)),
-    );
-    const request = free[random.below(free.length)];
+    const request = this.freeRequest(random);
     if (request === undefined) return false;
     this.answer(request, random.chance(failProbability) ? new BlockError('io-error', 'failed at random') : undefined);
     return true;
   }
 
+  /** One that no earlier request has to precede. */
+  private freeRequest(random: Random): Pending | undefined {
+    const free = this.pending.filter(
+      (one, index) => !this.pending.slice(0, index).some((earlier) => inOrder(earlier, one, this.ordered)),
+    );
+    return free[random.below(free.length)];
+  }
+
   private request(kind: Kind, offset: number, length: number, bytes: Uint8Array | null, flags: WriteFlags): Done {
-    this.log.push({ kind, offset, length, flags });
+    if (kind !== 'status') this.log.push({ kind, offset, length, flags });
     if (this.broken !== null) throw this.broken;
     const error = this.failing.get(kind);
     if (error !== undefined) throw error;
@@ -226,6 +249,8 @@ export class TestDisk implements DriverNode {
 
   private takeEffect({ kind, offset, length, bytes, flags }: Pending): void {
     switch (kind) {
+      case 'status':
+        return;
       case 'read':
         bytes?.set(this.content.subarray(offset, offset + length));
         return;

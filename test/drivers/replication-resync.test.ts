@@ -1,0 +1,269 @@
+/**
+ * Whole lives of a pair's disks over sides that answer at random: writes, zeroes, discards and flushes while links break,
+ * come back, and syncs run. What is checked: nothing that is not in mayDiffer differs, and every sync converges.
+ */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { writeFlags } from '../../src/block/node.ts';
+import { startReplicationSync } from '../../src/jobs/replication-sync.ts';
+import type { Done } from '../../src/util/later.ts';
+import {
+  bytes,
+  fc,
+  type PairDisk,
+  Random,
+  ReplicationWorld,
+  seeded,
+  settleTurns,
+  type Watched,
+  watch,
+} from './replication-world.ts';
+
+const block = 4096;
+const blocks = 24;
+const length = blocks * block;
+
+class Life {
+  readonly world = new ReplicationWorld();
+  readonly random: Random;
+  readonly disks: PairDisk[] = [];
+  private readonly requests: Watched[] = [];
+  private value = 0;
+  private jobCount = 0;
+
+  constructor(seed: number) {
+    this.random = new Random(seed);
+  }
+
+  async build(count: number): Promise<void> {
+    for (let i = 0; i < count; i += 1) {
+      const disk = await this.world.pairDisk(`d${i}`, length, {
+        granularity: block,
+        'window-bytes': 3 * block,
+        acknowledge: this.random.chance(0.8) ? 'flush' : 'remote',
+      });
+      for (const side of [disk.local, disk.remote]) {
+        side.mode = this.random.chance(0.8) ? 'by-hand' : 'at-once';
+        side.content.fill(this.random.chance(0.5) ? 0 : 200 + i);
+      }
+      disk.remote.ordered = this.random.chance(0.5);
+      this.disks.push(disk);
+    }
+  }
+
+  get links(): ReplicationWorld['group']['links'] {
+    return this.world.group.links;
+  }
+
+  /** A request of a user, anywhere. */
+  request(): void {
+    const { random } = this;
+    const { node } = this.disks[random.below(this.disks.length)]?.use ?? assert.fail();
+    const offset = random.below(length / 512) * 512;
+    const size = Math.min(length - offset, (1 + random.below(12)) * 1024);
+    this.value = (this.value % 199) + 1;
+    const flags = random.chance(0.1) ? writeFlags.fua : 0;
+    const calls: (() => Done)[] = [
+      () => node.write(offset, bytes(size, this.value), flags),
+      () => node.write(offset, bytes(size, this.value), flags),
+      () => node.writeZeroes(offset, size, random.chance(0.5) ? writeFlags.noHole : 0),
+      () => node.discard(offset, size),
+      () => node.flush(),
+    ];
+    const call = calls[random.below(calls.length)];
+    if (call !== undefined) this.requests.push(watch(call));
+  }
+
+  /** Some answers, in an order that chance decides. */
+  async answerSome(count: number): Promise<void> {
+    for (let i = 0; i < count; i += 1) {
+      const disk = this.disks[this.random.below(this.disks.length)];
+      (this.random.chance(0.5) ? disk?.local : disk?.remote)?.answerRandom(this.random);
+      if (this.random.chance(0.3)) await settleTurns(1);
+    }
+    await settleTurns(2);
+  }
+
+  async answerAll(): Promise<void> {
+    for (let rounds = 0; ; rounds += 1) {
+      assert.ok(rounds < 10_000, 'it never comes to rest');
+      await settleTurns(3);
+      let some = false;
+      for (const { local, remote } of this.disks) {
+        for (const side of [local, remote]) while (side.answerRandom(this.random)) some = true;
+      }
+      if (!some) return;
+    }
+  }
+
+  /** After a break, or at the start: the marks of a new connection, then a sync. */
+  async reconnect(): Promise<void> {
+    this.links.setMode('alone');
+    await settleTurns(2);
+    for (const { name, remote } of this.disks) {
+      const member = this.links.find(`${name}-replication`);
+      await member.disconnect();
+      remote.pending = [];
+      remote.mend();
+      // Another instance lost what it had not made durable.
+      if (this.random.chance(0.5)) {
+        remote.content.set(remote.durable);
+        member.mark({ unproven: true });
+      }
+      await member.connect(`${name}-remote`);
+    }
+    this.links.setMode('syncing');
+  }
+
+  async startSync(): Promise<void> {
+    for (const { name } of this.disks) {
+      this.jobCount += 1;
+      await startReplicationSync(this.world.graph, this.world.jobs, this.links.find(`${name}-replication`), {
+        source: `${name}-local`,
+        jobId: `sync-${this.jobCount}`,
+      });
+    }
+  }
+
+  get missing(): number {
+    return this.links.members.reduce((sum, { missingBytes }) => sum + missingBytes, 0);
+  }
+
+  checkAnswered(): void {
+    for (const { done, error } of this.requests) {
+      assert.equal(error, null);
+      assert.ok(done, 'a request was never answered');
+    }
+  }
+
+  /** At rest: what is not in mayDiffer is durable over there, byte for byte. */
+  checkProven(): void {
+    for (const { name, local, remote } of this.disks) {
+      const { mayDiffer } = this.links.find(`${name}-replication`).bitmap();
+      const differs = new Uint8Array(blocks);
+      for (const [offset, size] of mayDiffer) differs.fill(1, offset / block, Math.ceil((offset + size) / block));
+      for (let i = 0; i < blocks; i += 1) {
+        if (differs[i] === 1) continue;
+        const [from, to] = [i * block, (i + 1) * block];
+        assert.deepEqual(remote.durable.subarray(from, to), local.content.subarray(from, to), `${name} block ${i}`);
+      }
+    }
+  }
+}
+
+async function live(seed: number): Promise<void> {
+  const life = new Life(seed);
+  const { random, links } = life;
+  await life.build(1 + random.below(3));
+  for (const { name } of life.disks) links.find(`${name}-replication`).mark({ all: true });
+  await life.reconnect();
+  await life.startSync();
+  for (let turn = 0; turn < 60; turn += 1) {
+    if (random.chance(0.7)) life.request();
+    await life.answerSome(random.below(6));
+    if (links.mode === 'syncing' && life.missing === 0 && life.world.jobs.list().length === 0) links.setMode('in-sync');
+    if (random.chance(0.05)) {
+      const disk = life.disks[random.below(life.disks.length)];
+      disk?.remote.breakAtRandom(random);
+      assert.equal(links.mode, 'held', 'pair 5: one link down, all down');
+      await life.answerSome(random.below(10));
+    }
+    if (links.mode === 'held' && random.chance(0.5)) {
+      await life.reconnect();
+      // The jobs of the broken link end by themselves.
+      await life.answerSome(5);
+      await life.startSync();
+    }
+  }
+  if (links.mode === 'held') {
+    await life.reconnect();
+    await life.startSync();
+  }
+  await life.answerAll();
+  assert.equal(life.missing, 0, 'pair 11: a resync converges');
+  life.checkAnswered();
+  links.setMode('in-sync');
+  const flushes = links.members.map((member) => watch(() => member.proveDurable()));
+  await life.answerAll();
+  assert.ok(flushes.every(({ done, error }) => done && error === null));
+  life.checkProven();
+  assert.ok(links.members.every((member) => member.bitmap().mayDifferBytes === 0));
+}
+
+test('pair 4, 5, 11: random lives: every request is answered, resyncs converge, both sides are byte-equal', async () => {
+  await fc.assert(fc.asyncProperty(fc.integer({ min: 0, max: 2 ** 31 }), live), { ...seeded(150), endOnFailure: true });
+});
+
+test('pair 11: a resync converges though one block is written all the time', async () => {
+  const world = new ReplicationWorld();
+  const disk = await world.pairDisk('d', length, { granularity: block });
+  const { local, remote, use } = disk;
+  local.content.fill(1);
+  await world.connect(disk);
+  const member = world.group.links.find('d-replication');
+  member.mark({ all: true });
+  world.group.links.setMode('syncing');
+  local.mode = 'by-hand';
+  remote.mode = 'by-hand';
+  await startReplicationSync(world.graph, world.jobs, member, { source: 'd-local', jobId: 'sync' });
+  const random = new Random(1);
+  let rounds = 0;
+  for (; member.missingBytes > 0 && rounds < 500; rounds += 1) {
+    watch(() => use.node.write(0, bytes(512, rounds % 256), 0));
+    await settleTurns(1);
+    local.answerRandom(random);
+    remote.answerRandom(random);
+  }
+  assert.ok(member.missingBytes === 0, 'it ended under load');
+  for (let i = 0; i < 600; i += 1) {
+    await settleTurns(1);
+    local.answerAll();
+    remote.answerAll();
+  }
+  assert.deepEqual(remote.content, local.content);
+});
+
+test('pair 11: a write that comes while a copy reads the source is sent behind the copy', async () => {
+  const world = new ReplicationWorld();
+  const disk = await world.pairDisk('d', length, { granularity: block });
+  disk.local.content.fill(1);
+  await world.connect(disk);
+  const member = world.group.links.find('d-replication');
+  member.mark({ ranges: [[0, block]] });
+  world.group.links.setMode('syncing');
+  disk.local.mode = 'by-hand';
+  await startReplicationSync(world.graph, world.jobs, member, { source: 'd-local', jobId: 'sync' });
+  await settleTurns();
+  const write = watch(() => disk.use.node.write(100, bytes(10, 7), 0));
+  await settleTurns();
+  assert.equal(disk.remote.log.length, 0);
+  disk.local.answerAll();
+  await settleTurns();
+  assert.deepEqual(
+    disk.remote.log.map(({ offset, length: size }) => [offset, size]),
+    [
+      [0, block],
+      [100, 10],
+    ],
+  );
+  assert.ok(write.done);
+  assert.deepEqual(disk.remote.content.subarray(0, block), disk.local.content.subarray(0, block));
+});
+
+test('pair 10: zeroes of the source are sent as zeroes, or not at all where the target is known to be zero', async () => {
+  for (const targetIsZero of [false, true]) {
+    const world = new ReplicationWorld();
+    const disk = await world.pairDisk('d', length, { granularity: block });
+    disk.local.content.fill(5, 4 * block, 6 * block);
+    if (!targetIsZero) disk.remote.content.fill(9);
+    await world.connect(disk);
+    const member = world.group.links.find('d-replication');
+    member.mark({ all: true });
+    world.group.links.setMode('syncing');
+    await startReplicationSync(world.graph, world.jobs, member, { source: 'd-local', jobId: 's', targetIsZero });
+    await settleTurns(40);
+    assert.equal(member.missingBytes, 0);
+    assert.deepEqual(disk.remote.content, disk.local.content);
+    assert.equal(disk.remote.log.map(({ kind }) => kind).join(), targetIsZero ? 'write' : 'zeroes,write,zeroes');
+  }
+});
