@@ -1,12 +1,16 @@
 /** A pair on this machine for a test: the program as a user runs it, and an end to every process of it. */
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { readConfig } from '../../src/cli/config.ts';
 import { askAll, findDaemons } from '../../src/cli/daemons.ts';
+import { demoConfigFiles } from '../../src/cli/demo-config.ts';
 import { formatJson } from '../../src/cli/status.ts';
 import { createHost } from '../../src/host/index.ts';
+import type { PairConfig } from '../../src/pair/config.ts';
 import { type Daemon, type RunResult, run, spawnDaemon } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 
@@ -50,6 +54,37 @@ export class TestPair {
 
   image(name: string): string {
     return join(this.data, name, 'disk0.img');
+  }
+
+  /** Writes the configuration files, as the demo does at its first start. */
+  async configure(): Promise<void> {
+    await demoConfigFiles(this.data);
+  }
+
+  parsed(name: string): Promise<PairConfig> {
+    return readConfig(this.config(name));
+  }
+
+  async edit(name: string, from: string, to: string): Promise<void> {
+    const text = await readFile(this.config(name), 'utf8');
+    assert(text.includes(from), `${name}.yaml holds ${from}`);
+    await writeFile(this.config(name), text.replace(from, to));
+  }
+
+  /** Puts the side's image on a file system of its own, which is there only for the daemon that `runOn` starts. */
+  async ownDisk(name: string): Promise<void> {
+    await mkdir(join(this.data, `${name}-disk`));
+    await this.edit(name, `file: ./${name}/disk0.img`, `file: ./${name}-disk/disk0.img`);
+  }
+
+  /** The arguments of `unshare` that start a daemon beside a file system that only it sees: `mount` makes it. */
+  onOwnDisk(name: string, mount: string): string[] {
+    const script = `cd "$0" && ${mount} && exec "$1" "$2" run -c "$3"`;
+    return ['-rm', 'sh', '-c', script, join(this.data, `${name}-disk`), process.execPath, program, this.config(name)];
+  }
+
+  runOnOwnDisk(name: string, mount: string): Promise<Daemon> {
+    return spawnDaemon(this.t, 'unshare', this.onOwnDisk(name, mount), { ready: /ready/ });
   }
 
   /** Starts the demo; ready when one side serves. */
