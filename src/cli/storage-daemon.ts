@@ -27,8 +27,21 @@ export async function storageDaemon(argv: string[]): Promise<number> {
     return exitCodes.ok.code;
   }
   if (options.daemonize) return await startInBackground();
-  await serve(createHost(), options);
+  try {
+    await serve(createHost(), options);
+  } catch (error) {
+    report({ failed: error instanceof Error ? error.message : String(error) });
+    throw error;
+  }
   return exitCodes.ok.code;
+}
+
+/** What a daemon in the background tells the one that started it, once: a line that has nobody else to see it. */
+type Report = { readonly serving: true } | { readonly failed: string };
+
+function report(what: Report): void {
+  if (process.send === undefined || !process.connected) return;
+  process.send(what, () => process.disconnect());
 }
 
 async function serve(host: Host, options: StorageOptions): Promise<void> {
@@ -40,8 +53,7 @@ async function serve(host: Host, options: StorageOptions): Promise<void> {
   try {
     for (const step of options.steps) await perform(step, engine, qmp);
     if (options.pidfile !== null) pidfile = await Pidfile.write(host, options.pidfile);
-    process.send?.('serving');
-    process.disconnect?.();
+    report({ serving: true });
     await engine.quit;
   } catch (error) {
     failure = error;
@@ -123,15 +135,26 @@ class Pidfile {
 async function startInBackground(): Promise<number> {
   const [program = process.execPath, ...rest] = process.argv;
   const args = [...process.execArgv, ...rest.filter((argument) => argument !== '--daemonize')];
-  const child = spawn(program, args, { detached: true, stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
-  const code = await new Promise<number>((resolve, reject) => {
-    child.once('error', (error) => reject(new BlockError('io-error', `--daemonize: ${error.message}`)));
-    child.once('exit', (exit) => resolve(exit ?? exitCodes.failure.code));
-    child.once('message', () => resolve(exitCodes.ok.code));
+  const child = spawn(program, args, { detached: true, stdio: ['ignore', 'ignore', 'ignore', 'ipc'] });
+  let said: Report | null = null;
+  child.once('message', (message) => {
+    said = message as Report;
   });
-  if (child.connected) child.disconnect();
+  const code = await new Promise<number | null>((resolve, reject) => {
+    child.once('error', (error) => reject(new BlockError('io-error', `--daemonize: ${error.message}`)));
+    child.once('exit', resolve);
+    // After the one message the daemon lets go of the channel; one that failed ends then by itself, with its code.
+    child.once('disconnect', () => {
+      if (said !== null && 'serving' in said) resolve(exitCodes.ok.code);
+    });
+  });
   child.unref();
-  return code;
+  if (code !== exitCodes.ok.code) process.stderr.write(`blockstep: ${failureOf(said)}\n`);
+  return code ?? exitCodes.failure.code;
+}
+
+function failureOf(said: Report | null): string {
+  return said !== null && 'failed' in said ? said.failed : '--daemonize: the daemon ended before it served';
 }
 
 if (import.meta.main) {
