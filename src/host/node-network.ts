@@ -191,10 +191,11 @@ class NodeStream implements HostStream {
     if (this.#ending || this.#reading === 'over') return;
     this.#ending = true;
     this.#discard();
-    const timer = setTimeout(() => this.#socket.destroy(), lingerMs);
-    this.#socket.once('close', () => clearTimeout(timer));
     // The linger counts from the end of what is pending, however slowly the other side takes that.
-    this.#socket.end(() => timer.refresh());
+    this.#socket.end(() => {
+      const timer = setTimeout(() => this.#socket.destroy(), lingerMs).unref();
+      this.#socket.once('close', () => clearTimeout(timer));
+    });
   }
 
   destroy(): void {

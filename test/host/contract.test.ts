@@ -1,4 +1,4 @@
-/** The contract of a host (`contract.ts`), on the real one, on its fallbacks, and on the simulated one under many seeds. */
+/** The contract of a host (the files `*-cases.ts`), on the real one, on its fallbacks, and on the simulated one under many seeds. */
 import { describe, test } from 'node:test';
 import type { Host, HostFile, OpenHow } from '../../src/host/host.ts';
 import { createHost } from '../../src/host/index.ts';
@@ -7,7 +7,10 @@ import { NodeNetwork } from '../../src/host/node-network.ts';
 import { loadSystemCalls } from '../../src/host/system-calls.ts';
 import { World } from '../sim/world.ts';
 import { temporaryFolder } from '../support/temp.ts';
-import { type Case, clockCases, fileCases, holeAndLockCases, networkCases } from './contract.ts';
+import { clockCases } from './clock-cases.ts';
+import { fileCases, holeAndLockCases } from './file-cases.ts';
+import { networkCases } from './network-cases.ts';
+import type { Case } from './tools.ts';
 
 const worldsPerCase = 12;
 const firstSeed = Date.now() % 1_000_000;

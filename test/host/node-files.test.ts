@@ -11,7 +11,7 @@ import { cleanup } from '../support/cleanup.ts';
 import { run, spawnDaemon } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { requireTools } from '../support/tools.ts';
-import { create, fails, pattern, readAll } from './contract.ts';
+import { create, fails, pattern, readAll } from './tools.ts';
 
 const host = createHost();
 

@@ -10,7 +10,7 @@ import { createHost } from '../../src/host/index.ts';
 import { BlockError } from '../../src/util/errors.ts';
 import { run } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
-import { fails, Inbox, pattern, text } from './contract.ts';
+import { fails, Inbox, pattern, text } from './tools.ts';
 
 const host = createHost();
 const anyPort = { type: 'inet', host: '127.0.0.1', port: 0 } as const;
@@ -164,6 +164,19 @@ test('a peer that only closes its half gets what is pending and what is sent in 
   assert.equal(all.length, data.length + 3);
   assert.ok(all.subarray(0, data.length).equals(data));
   assert.equal(all.subarray(data.length).toString(), 'bye');
+});
+
+test('end waits for a peer that takes its time, longer than it lingers after that', async (t) => {
+  const { stream, peer } = await accepted(t);
+  const data = pattern(30_000_000, 3);
+  stream.start(new Inbox());
+  void stream.send(data);
+  stream.end();
+  await turns(600);
+  const pieces: Buffer[] = [];
+  peer.on('data', (piece: Buffer) => pieces.push(piece));
+  await once(peer, 'end');
+  assert.ok(Buffer.concat(pieces).equals(data));
 });
 
 test('end closes although the peer never does', async (t) => {

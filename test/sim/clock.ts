@@ -30,7 +30,7 @@ export class Timeline {
 
   /** Calls `call` after `ms`; `life`: on behalf of this process, null: of the world. */
   after(ms: number, life: Life | null, call: () => void): SimEvent {
-    const event: SimEvent = { time: this.now + Math.max(0, ms), order: this.#order++, life, call };
+    const event: SimEvent = { time: this.now + Math.max(0, ms || 0), order: this.#order++, life, call };
     if (life === null || life.alive) this.#push(event);
     return event;
   }

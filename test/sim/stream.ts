@@ -199,6 +199,7 @@ export class SimStream implements HostStream {
   resetSoon(msMax: number): void {
     this.process.world.timeline.after(this.process.random.delay(0, msMax), null, () => {
       if (this.#isReachable()) this.#break('ECONNRESET');
+      else this.losePatience();
     });
   }
 
