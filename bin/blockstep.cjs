@@ -1,8 +1,9 @@
 #!/usr/bin/env node
 'use strict';
 /*
- * The `blockstep` command's launcher. Any Node can parse it, however old: it finds a Node that is new enough (this one, or
- * the one that npm brought into a checkout) or says in one line what is missing. The program itself is dist/cli/main.js.
+ * The `blockstep` command's launcher. Any Node can parse it, however old: it finds a Node that is new enough (this one,
+ * or the one that npm brought into a checkout) or says in one line what is missing. The program itself is
+ * dist/cli/main.js.
  */
 var fs = require('fs');
 var path = require('path');

@@ -1,11 +1,11 @@
 'use strict';
 /*
- * The first program of every npm script: makes a fresh clone ready (packages, build, the tools that tests talk to), then
- * hands over to the Node of the current LTS line that came with the packages.
+ * The first program of every npm script: makes a fresh clone ready (packages, build, the tools that tests talk to),
+ * then hands over to the Node of the current LTS line that came with the packages.
  *
- * It runs on whatever Node the machine has, so it is plain CommonJS in old syntax and uses nothing but Node itself. What
- * is ready already costs a few milliseconds. It never changes anything outside this checkout, but for Debian packages
- * that `npm test` is missing, where it may install them.
+ * It runs on whatever Node the machine has, so it is plain CommonJS in old syntax and uses nothing but Node itself.
+ * What is ready already costs a few milliseconds. It never changes anything outside this checkout, but for Debian
+ * packages that `npm test` is missing, where it may install them.
  *
  *   node scripts/bootstrap.cjs install | build | tools | demo [args] | test [args] | run PROGRAM [args]
  */
@@ -206,8 +206,8 @@ function environment() {
 }
 
 /**
- * Runs the program with our terminal and ends as it ends. Ctrl-C in a terminal reaches the program by itself, and npm may
- * send it once more: so we wait for its clean end and only hand on what was meant for us alone.
+ * Runs the program with our terminal and ends as it ends. Ctrl-C in a terminal reaches the program by itself, and npm
+ * may send it once more: so we wait for its clean end and only hand on what was meant for us alone.
  */
 function handOver(program, args) {
   const child = childProcess.spawn(program, args, { cwd: process.cwd(), stdio: 'inherit', env: environment() });

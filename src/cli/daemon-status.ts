@@ -1,6 +1,6 @@
 /**
- * What a daemon's `pair-status` says, as the command line reads it: the schema of the command, and the process's id that
- * the daemon adds. Members of a newer daemon are kept, for `status --json`.
+ * What a daemon's `pair-status` says, as the command line reads it: the schema of the command, and the process's id
+ * that the daemon adds. Members of a newer daemon are kept, for `status --json`.
  */
 import { z } from 'zod';
 import { check } from '../qmp/check.ts';

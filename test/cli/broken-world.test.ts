@@ -1,4 +1,6 @@
-/** Disks that are full or cannot be written, a secondary that hangs, a peer that is something else: on real processes. */
+/**
+ * Disks that are full or cannot be written, a secondary that hangs, a peer that is something else: on real processes.
+ */
 import assert from 'node:assert/strict';
 import { createServer } from 'node:net';
 import { type TestContext, test } from 'node:test';
