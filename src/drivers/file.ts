@@ -21,12 +21,6 @@ import { SyncQueue } from './file-sync.ts';
 /** How many zeroes are written at once where the host can neither punch nor zero, bytes. */
 const zeroesChunkBytes = 1024 * 1024;
 
-/**
- * A discard is cut to whole blocks of this size: file systems zero a part of a block without making it a hole, and then
- * block status could not tell what has changed.
- */
-const discardAlignment = 4096;
-
 export const fileDriver = defineDriver({
   name: 'file',
   summary: 'an image in a file of the host',
@@ -93,14 +87,8 @@ class FileNode implements DriverNode {
   }
 
   discard(offset: number, length: number): Done {
-    const start = Math.ceil(offset / discardAlignment) * discardAlignment;
-    const end =
-      offset + length === this.length
-        ? this.length
-        : Math.floor((offset + length) / discardAlignment) * discardAlignment;
-    if (end <= start) return undefined;
-    if (!this.ranges.idle) return this.ranges.run(start, end - start, false, () => this.punch(start, end - start));
-    return this.punch(start, end - start);
+    if (this.ranges.idle) return this.punch(offset, length);
+    return this.ranges.run(offset, length, false, () => this.punch(offset, length));
   }
 
   flush(): Done {

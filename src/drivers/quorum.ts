@@ -13,7 +13,7 @@ import { type Child, type PermissionNeed, permissionBits } from '../block/child.
 import { type DriverNode, defineDriver, type NodeReference, type OpenContext } from '../block/driver.ts';
 import { type WriteFlags, writeFlags } from '../block/node.ts';
 import { nodeReference } from '../block/options.ts';
-import { blockStatusOf, joinStatus } from '../block/status.ts';
+import { joinStatus } from '../block/status.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import type { Done } from '../util/later.ts';
@@ -107,7 +107,10 @@ class QuorumNode implements DriverNode {
     return done === undefined ? undefined : this.ranges.holdUntil(done, offset, length);
   }
 
-  /** What the first child makes of it is what the others get (pair.md 9): zeroes where it now reads zeroes, else nothing. */
+  /**
+   * Children may make different things of a discard, and block status need not tell which. So it is zeroes for all of
+   * them, where the first child can do that as cheaply as a discard, and else nothing (pair.md 9).
+   */
   discard(offset: number, length: number): Done {
     return this.ranges.run(offset, length, false, () => this.discardAll(offset, length));
   }
@@ -215,9 +218,7 @@ class QuorumNode implements DriverNode {
   ): Promise<void> {
     const decides = this.fifo && kind !== 'flush' ? results[0] : undefined;
     // At once, not when all are done: the others may take as long as their link does.
-    decides?.catch(() => {
-      for (const sibling of children.slice(1)) sibling.node.siblingFailed?.(offset, length);
-    });
+    decides?.catch(() => this.tellSiblings(children, offset, length));
     const outcomes = await Promise.allSettled(results);
     const errors = outcomes.map((outcome) => (outcome.status === 'rejected' ? toBlockError(outcome.reason) : null));
     let failed = 0;
@@ -234,20 +235,26 @@ class QuorumNode implements DriverNode {
     throw error;
   }
 
+  private tellSiblings(children: readonly Child[], offset: number, length: number): void {
+    for (const sibling of children.slice(1)) sibling.node.siblingFailed?.(offset, length);
+  }
+
   private zeroAll(first: number, offset: number, length: number, flags: WriteFlags): Done {
     return this.fanOut('write-zeroes', first, offset, length, nothing, flags);
   }
 
   private async discardAll(offset: number, length: number): Promise<void> {
-    const node = this.children[0]?.node;
-    await node?.discard(offset, length);
-    if (node === undefined || this.children.length === 1) return;
-    for (let at = offset; at < offset + length; ) {
-      for (const extent of await blockStatusOf(node, at, offset + length - at)) {
-        if (extent.zero) await this.zeroAll(1, at, extent.length, writeFlags.none);
-        at += extent.length;
-      }
+    const first = this.children[0]?.node;
+    if (first === undefined || this.children.length === 1) return await first?.discard(offset, length);
+    try {
+      await first.writeZeroes(offset, length, writeFlags.fastZero);
+    } catch (error) {
+      if (error instanceof BlockError && error.code === 'not-supported') return;
+      // It may have zeroed a part.
+      this.tellSiblings(this.children, offset, length);
+      throw error;
     }
+    await this.zeroAll(1, offset, length, writeFlags.none);
   }
 
   // ------------------------------------------------------------ reads

@@ -44,7 +44,7 @@ export function randomOf(seed: number): () => number {
   };
 }
 
-/** A filter whose requests are done at once, or a few turns later, before or after the wait: as chance will have it. */
+/** A filter whose requests are done at once, or a little later, before or after the wait: as chance will have it. */
 export const jitterDriver = defineDriver({
   name: 'jitter',
   summary: 'answers at once or later, at random',
@@ -54,11 +54,7 @@ export const jitterDriver = defineDriver({
     const child = await context.attach('file', 'filtered', options.file);
     const random = randomOf(options.seed);
     const ranges = new RangeLock();
-    const turns = async (): Promise<void> => {
-      for (let left = Math.floor(random() * 4); left >= 0; left -= 1) {
-        await new Promise((resolve) => setImmediate(resolve));
-      }
-    };
+    const turns = (): Promise<void> => new Promise((resolve) => context.host.clock.after(random() * 2, resolve));
     const jitter = (offset: number, length: number, shared: boolean, issue: () => Done): Done =>
       ranges.run(offset, length, shared, () => {
         const chance = random();
