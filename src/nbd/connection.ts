@@ -76,12 +76,9 @@ export class Connection implements StreamReceiver {
     this.session?.ended();
   }
 
-  /** Works off what the client asked, one option at a time, as long as it reads the replies. */
+  /** Works off what the client asked, one option at a time, as long as it reads the replies; the last one included. */
   #haggle(): void {
     while (!this.#blocked && !this.#over) {
-      const reply = this.#handshake.step();
-      if (reply === null) return;
-      if (reply.length > 0) this.#send(reply);
       const { agreement, closed } = this.#handshake;
       if (agreement !== null) {
         this.#begin(agreement);
@@ -91,6 +88,9 @@ export class Connection implements StreamReceiver {
         this.#part();
         return;
       }
+      const reply = this.#handshake.step();
+      if (reply === null) return;
+      if (reply.length > 0) this.#send(reply);
     }
   }
 
@@ -115,7 +115,7 @@ export class Connection implements StreamReceiver {
     this.stream.pause();
     const taken = () => {
       this.#blocked = false;
-      if (this.#over || this.session !== null) return;
+      if (this.#over) return;
       this.stream.resume();
       this.#haggle();
     };

@@ -128,11 +128,6 @@ export class Framer implements RequestHeader {
     return slab;
   }
 
-  /** Bytes that wait to be cut. */
-  get waiting(): number {
-    return this.#to - this.#from;
-  }
-
   /** Gives the memory back; the framer is not used afterwards. */
   close(): void {
     if (this.#large !== null) this.#pool.release(this.#large);

@@ -2,7 +2,7 @@
  * Metadata contexts: which there are, which a query selects, and what their block status says
  * (doc/proto.md, "Metadata querying").
  */
-import type { Extent } from '../util/extents.ts';
+import { clipExtents, type Extent } from '../util/extents.ts';
 import { NBD_META_BASE_ALLOCATION, NBD_META_BLOCKSTEP_ORDERED, NBD_STATE_HOLE, NBD_STATE_ZERO } from './constants.ts';
 
 export interface MetaContext {
@@ -41,12 +41,27 @@ export function hasOrdered(contexts: readonly MetaContext[]): boolean {
   return contexts.includes(orderedContext);
 }
 
-/** The flags of `base:allocation` for an extent. */
-export function allocationFlags(extent: Extent): number {
-  return (extent.allocated ? 0 : NBD_STATE_HOLE) | (extent.zero ? NBD_STATE_ZERO : 0);
-}
-
 /** True if the context tells where data is; the other one has no meaning of its own: one extent, flags 0. */
 export function isAllocation(context: MetaContext): boolean {
   return context === allocationContext;
+}
+
+/**
+ * The descriptors of a block status chunk, pairs of length and flags, at least one: of the first `length` bytes of the
+ * extents, at most `most`.
+ */
+export function descriptorsOf(
+  context: MetaContext,
+  extents: readonly Extent[],
+  length: number,
+  most: number,
+): readonly number[] {
+  if (!isAllocation(context)) return [length, 0];
+  const descriptors: number[] = [];
+  for (const extent of clipExtents(extents, length).slice(0, most)) {
+    const flags = (extent.allocated ? 0 : NBD_STATE_HOLE) | (extent.zero ? NBD_STATE_ZERO : 0);
+    descriptors.push(extent.length, flags);
+  }
+  // Nothing is known: "a server MAY always safely report a status of 0 for any block" (NBD_CMD_BLOCK_STATUS).
+  return descriptors.length === 0 ? [length, 0] : descriptors;
 }

@@ -152,3 +152,12 @@ export class RequestRules {
     return (((offset | length) >>> 0) & this.#alignMask) === 0 ? 0 : unaligned;
   }
 }
+
+/** The flags of a write-zeroes request as flags of the backend. */
+export function zeroFlags(flags: number): number {
+  return (
+    (flags & NBD_CMD_FLAG_FUA) |
+    ((flags & NBD_CMD_FLAG_NO_HOLE) === 0 ? 0 : 2) |
+    ((flags & NBD_CMD_FLAG_FAST_ZERO) === 0 ? 0 : 4)
+  );
+}

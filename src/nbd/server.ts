@@ -90,6 +90,11 @@ export class NbdServer implements ConnectionOwner {
     return this.#served.get(exportName)?.sessions.size ?? 0;
   }
 
+  /** Bytes of buffers that connections hold now. */
+  get bufferBytes(): number {
+    return this.#pool.takenBytes;
+  }
+
   /** Stops listening, hangs everybody up; done when nothing is in flight. */
   async close(): Promise<void> {
     this.#closed = true;
@@ -106,6 +111,7 @@ export class NbdServer implements ConnectionOwner {
     const served = this.#find(name);
     const session = new Session(this.host, connection.stream, this.#pool, agreed, (gone) => {
       served.sessions.delete(gone);
+      this.#connections.delete(connection);
       this.#forget(name, served);
     });
     served.sessions.add(session);
@@ -115,9 +121,9 @@ export class NbdServer implements ConnectionOwner {
     return session;
   }
 
-  /** @internal for connections */
+  /** @internal for connections; one with a session goes when that is gone, so that vanished clients with stuck requests count. */
   ended(connection: Connection): void {
-    this.#connections.delete(connection);
+    if (connection.session === null) this.#connections.delete(connection);
   }
 
   #accept(stream: HostStream): void {

@@ -11,7 +11,7 @@
  */
 import type { Host, HostStream, HostTimer } from '../host/host.ts';
 import { BlockError, errnoNumbers, toBlockError } from '../util/errors.ts';
-import { clipExtents, type Extent } from '../util/extents.ts';
+import type { Extent } from '../util/extents.ts';
 import { after, type Done, deferred } from '../util/later.ts';
 import type { NbdBackend, NbdServerExport } from './backend.ts';
 import {
@@ -19,7 +19,6 @@ import {
   NBD_CMD_DISC,
   NBD_CMD_FLAG_FAST_ZERO,
   NBD_CMD_FLAG_FUA,
-  NBD_CMD_FLAG_NO_HOLE,
   NBD_CMD_FLAG_REQ_ONE,
   NBD_CMD_FLUSH,
   NBD_CMD_READ,
@@ -29,10 +28,11 @@ import {
 } from './constants.ts';
 import { Framer } from './framer.ts';
 import type { Agreement } from './handshake-server.ts';
-import { allocationFlags, hasOrdered, isAllocation, type MetaContext } from './meta-context.ts';
+import { descriptorsOf, hasOrdered, isAllocation, type MetaContext } from './meta-context.ts';
 import { extentsMax, type Piece, ReplyWriter } from './reply-writer.ts';
-import { RequestRules, refusals } from './request.ts';
+import { RequestRules, refusals, zeroFlags } from './request.ts';
 import type { Slab, SlabPool } from './slab.ts';
+import { wireErrno } from './wire-errno.ts';
 
 /** requests that one connection may have in flight */
 export const inflightMax = 256;
@@ -57,31 +57,6 @@ interface Pending {
   readonly piece: Piece | null;
   /** of a write: what its payload lies in */
   readonly payload: Slab | null;
-}
-
-/** The errno that goes on the wire, of the set in "Error values". */
-export function wireErrno(error: BlockError, fastZero: boolean): number {
-  switch (error.errno) {
-    case 'EPERM':
-    case 'EACCES':
-    case 'EROFS':
-      return errnoNumbers.EPERM;
-    case 'ENOMEM':
-    case 'EINVAL':
-    case 'ENOSPC':
-    case 'EOVERFLOW':
-      return errnoNumbers[error.errno];
-    case 'EFBIG':
-      return errnoNumbers.ENOSPC;
-    case 'ENOTSUP':
-      // "SHOULD NOT return NBD_ENOTSUP except as documented in response to" a fast zero.
-      return fastZero ? errnoNumbers.ENOTSUP : errnoNumbers.EINVAL;
-    case 'ESHUTDOWN':
-      // It makes a client leave for good: only for a shutdown of ours, not for a connection lost below.
-      return error.code === 'shutting-down' ? errnoNumbers.ESHUTDOWN : errnoNumbers.EIO;
-    default:
-      return errnoNumbers.EIO;
-  }
 }
 
 export class Session {
@@ -137,11 +112,6 @@ export class Session {
     );
   }
 
-  /** Requests issued and not ended. */
-  get inflight(): number {
-    return this.#inflight;
-  }
-
   /** `count` bytes stand in the framer's last space. */
   received(count: number): void {
     this.framer.received(count);
@@ -159,8 +129,9 @@ export class Session {
     if (this.#pauses === 0) this.#work();
   }
 
+  /** Done when nothing is in flight; a request within whose call this is asked counts. */
   whenIdle(): Done {
-    if (this.#inflight === 0) return undefined;
+    if (this.#inflight === 0 && !this.#working) return undefined;
     this.#idle ??= deferred();
     return this.#idle.promise;
   }
@@ -205,9 +176,14 @@ export class Session {
       this.#flush();
     }
     while (this.#mayIssue() && this.framer.next()) this.#issue();
-    this.#working = false;
-    if (this.framer.broken !== null) this.#leaving = true;
     this.#writer.flush();
+    this.#working = false;
+    this.#mayBeIdle();
+    if (this.#ended) {
+      this.#mayBeGone();
+      return;
+    }
+    if (this.framer.broken !== null) this.#leaving = true;
     if (this.#leaving && this.#inflight === 0) this.#part();
     this.#adjustReading();
   }
@@ -233,8 +209,9 @@ export class Session {
     this.#limit = this.#host.clock.after(ms, () => this.#stream.destroy());
   }
 
+  /** Not in the middle of work: a stream may end within the call that sends on it. */
   #mayBeGone(): void {
-    if (!this.#ended || this.#inflight > 0) return;
+    if (!this.#ended || this.#inflight > 0 || this.#working) return;
     this.framer.close();
     this.#writer.close();
     this.#gone(this);
@@ -365,15 +342,9 @@ export class Session {
 
   /** One chunk for each context ("NBD_REPLY_TYPE_BLOCK_STATUS"). */
   #status(pending: Pending, extents: readonly Extent[]): void {
-    const one = (pending.flags & NBD_CMD_FLAG_REQ_ONE) !== 0;
+    const most = (pending.flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : extentsMax;
     for (const [index, context] of this.#contexts.entries()) {
-      const descriptors: number[] = [];
-      if (isAllocation(context)) {
-        for (const extent of clipExtents(extents, pending.length).slice(0, one ? 1 : extentsMax)) {
-          descriptors.push(extent.length, allocationFlags(extent));
-        }
-      }
-      if (descriptors.length === 0) descriptors.push(pending.length, 0);
+      const descriptors = descriptorsOf(context, extents, pending.length, most);
       const last = index === this.#contexts.length - 1;
       this.#writer.blockStatus(pending.cookieHigh, pending.cookieLow, context.id, descriptors, last);
     }
@@ -398,17 +369,22 @@ export class Session {
     this.#inflight -= 1;
     this.#inflightBytes -= pending.bytes;
     if (pending.payload !== null) this.#pool.release(pending.payload);
+    this.#working = true;
     if (error !== null) this.#failed(pending, error);
     else if (pending.piece !== null) this.#finishRead(pending, pending.piece);
     else if (!this.#ended && pending.type !== NBD_CMD_BLOCK_STATUS) {
       this.#writer.done(pending.cookieHigh, pending.cookieLow);
     }
-    if (this.#inflight === 0) {
-      this.#idle?.resolve();
-      this.#idle = null;
-    }
+    this.#working = false;
+    this.#mayBeIdle();
     if (this.#ended) this.#mayBeGone();
     else this.#askTurn();
+  }
+
+  #mayBeIdle(): void {
+    if (this.#idle === null || this.#inflight > 0) return;
+    this.#idle.resolve();
+    this.#idle = null;
   }
 
   #finishRead(pending: Pending, piece: Piece): void {
@@ -457,13 +433,4 @@ export class Session {
 
 function earlierFailed(): BlockError {
   return new BlockError('io-error', 'an earlier request of this ordered connection failed: connect again');
-}
-
-/** NBD's command flags as flags of the block layer. */
-function zeroFlags(flags: number): number {
-  return (
-    (flags & NBD_CMD_FLAG_FUA) |
-    ((flags & NBD_CMD_FLAG_NO_HOLE) === 0 ? 0 : 2) |
-    ((flags & NBD_CMD_FLAG_FAST_ZERO) === 0 ? 0 : 4)
-  );
 }

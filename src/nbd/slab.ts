@@ -52,10 +52,13 @@ export class Slab {
 export class SlabPool {
   readonly #free = new Map<number, Slab[]>();
   #keptBytes = 0;
+  /** bytes of the slabs that are held */
+  takenBytes = 0;
 
   /** A slab of at least `bytes`, held once. */
   take(bytes: number = slabBytes): Slab {
     const size = Math.max(slabBytes, Math.ceil(bytes / slabStepBytes) * slabStepBytes);
+    this.takenBytes += size;
     const slab = this.#free.get(size)?.pop();
     if (slab === undefined) return new Slab(size);
     this.#keptBytes -= size;
@@ -68,6 +71,7 @@ export class SlabPool {
     slab.holds -= 1;
     if (slab.holds > 0) return;
     const size = slab.memory.length;
+    this.takenBytes -= size;
     if (this.#keptBytes + size > keptBytesMax) return;
     this.#keptBytes += size;
     const list = this.#free.get(size);

@@ -238,6 +238,74 @@ test('NBD_CMD_DISC: what came before is answered, then the connection is closed'
   assert.equal(host.timers, 0);
 });
 
+test('a hung-up client with requests in flight keeps its place until they have ended', async () => {
+  const backend = new SlowBackend(MiB);
+  const { host } = await serving({ backend }, 1);
+  const client = new TestClient(host);
+  client.send(write(1));
+  client.stream.close();
+  assert.equal(host.connect().destroyed, true);
+  backend.endAll();
+  await settle();
+  assert.equal(host.connect().destroyed, false);
+});
+
+test('a stream that ends within the call that sends on it, and a drain asked within a request, do no harm', async () => {
+  const backend = new MemoryBackend(MiB);
+  const { host, server } = await serving({ backend });
+  const client = new TestClient(host);
+  let drained: unknown;
+  Object.assign(backend, {
+    write: () => {
+      drained ??= server.pause('disk');
+      return undefined;
+    },
+  });
+  client.send(write(1), write(2));
+  assert.ok(drained instanceof Promise, 'the request that is being issued counts');
+  await drained;
+  assert.deepEqual(cookies(client), [1]);
+  client.stream.send = () => {
+    client.stream.close();
+    return undefined;
+  };
+  server.resume('disk');
+  client.send(...Array.from({ length: 100 }, (_, cookie) => read(cookie, 8192)));
+  await settle();
+  assert.equal(server.connections('disk'), 0);
+  assert.equal(server.bufferBytes, 0);
+});
+
+test('a client that reads the last reply of its handshake late is served then', async () => {
+  const { host, server } = await serving();
+  const stream = host.connect();
+  stream.stalled = true;
+  stream.arrive(bytes(clientFlags(), option(nbd.NBD_OPT_GO, infoData('disk')), request(flush(7))));
+  await settle();
+  assert.equal(server.connections('disk'), 0);
+  stream.drain();
+  await settle();
+  assert.equal(server.connections('disk'), 1);
+  assert.equal(Buffer.from(stream.output()).readBigUInt64BE(stream.output().length - 8), 7n);
+  stream.arrive(request(flush(8)));
+  assert.equal(Buffer.from(stream.output()).readBigUInt64BE(stream.output().length - 8), 8n);
+});
+
+test('buffers are bounded by what is in flight, whatever a client sends', async () => {
+  const backend = new SlowBackend(64 * MiB);
+  const { host, server } = await serving({ backend });
+  const client = new TestClient(host);
+  for (let cookie = 0; cookie < 400 && client.stream.undelivered < 8 * MiB; cookie += 1) {
+    client.send({ type: nbd.NBD_CMD_WRITE, cookie, payload: new Uint8Array(MiB) }, write(1000 + cookie));
+  }
+  assert.ok(client.stream.undelivered > 0);
+  assert.ok(server.bufferBytes <= inflightBytesMax + 32 * MiB, `${server.bufferBytes} bytes`);
+  client.stream.close();
+  backend.endAll();
+  await settle();
+  assert.equal(server.bufferBytes, 0);
+});
+
 test('more connections than allowed are not served, and a place that is free is', async () => {
   const { host } = await serving({}, 2);
   const first = new TestClient(host);

@@ -182,7 +182,9 @@ async function play(run: Run): Promise<void> {
   assert.deepEqual(backend.bytes, bytes);
   client.stream.close();
   await server.hangUp('disk');
+  await settle();
   assert.equal(server.connections('disk'), 0);
+  assert.equal(server.bufferBytes, 0, 'every buffer was given back');
 }
 
 test('random requests, answered at once or later, well or with an error, do what they do to an array', async () => {
