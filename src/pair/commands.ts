@@ -43,7 +43,7 @@ function unfit(state: PairState): string | null {
 function failoverDetached(state: PairState, force: boolean, given: Given): Decision {
   const reason = unfit(state);
   if (reason !== null && !force) return reply(state, 'failover', `${reason}; \`--force\` takes it nevertheless`);
-  const answers = state.connected && state.peer?.role === 'primary';
+  const answers = state.connected && !state.noPrimary && state.peer?.role === 'primary';
   if (!answers) return promote(pending(state, 'failover', force), given, null);
   if (!force) return reply(state, 'failover', `${state.peer?.name} answers and is primary; \`--force\` stops it`);
   return { state: pending(state, 'failover', true), now: [send({ type: 'stop-serving' })] };
@@ -214,10 +214,11 @@ function saveAndStop(state: PairState): Decision {
     state: { ...state, serving: false, stopping: { inStep, exportsClosed: true } },
     plan: plan(
       'save-and-stop',
-      inStep ? [{ do: 'flush-remote', proven: true }] : [],
+      // Let go before the goodbye: the other side hangs up when it hears it, and that is no lost link.
+      inStep ? [{ do: 'flush-remote', proven: true }, { do: 'set-mode', mode: 'held' }, { do: 'detach' }] : [],
       { do: 'save-clean-stop', proof: savedProof(state), change: {} },
       send({ type: 'goodbye', clean: inStep }),
-      inStep ? [{ do: 'await-goodbye' }, { do: 'set-mode', mode: 'held' }, { do: 'detach' }] : [],
+      inStep ? [{ do: 'await-goodbye' }] : [],
       { do: 'finish' },
     ),
   };

@@ -55,7 +55,7 @@ function onHello(state: PairState, event: HelloEvent, given: Given): Decision {
   if (state.plan !== null || event.sequence !== state.sequence) {
     return { state: { ...state, connected: false }, now: [dropLink('this side changed meanwhile')] };
   }
-  const next: PairState = { ...state, peer: event.theirs, connected: true };
+  const next: PairState = { ...state, peer: event.theirs, connected: true, noPrimary: false };
   const outcome = judge(event.mine, event.theirs);
   switch (outcome.kind) {
     case 'source': {
@@ -67,6 +67,7 @@ function onHello(state: PairState, event: HelloEvent, given: Given): Decision {
     case 'split-brain':
       return onSplitBrain({ ...next, refusal: outcome.reason }, event.theirs, given);
     case 'no-primary':
+      return { state: { ...next, refusal: outcome.reason, noPrimary: true } };
     case 'refused':
       return { state: { ...next, refusal: outcome.reason } };
   }

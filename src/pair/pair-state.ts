@@ -66,6 +66,8 @@ export interface PairState {
   readonly peer: Hello | null;
   /** a checked hello came over the present connection */
   readonly connected: boolean;
+  /** the other side answers, and both hellos say that it may not serve: a failover here is what is needed */
+  readonly noPrimary: boolean;
   /** the exports for users are open, or may be */
   readonly serving: boolean;
   /** the graph of a primary stands */
@@ -212,6 +214,7 @@ export function initialState(from: {
     session: null,
     peer: null,
     connected: false,
+    noPrimary: false,
     serving: false,
     built: from.built,
     proof: from.proof,
