@@ -242,6 +242,7 @@ class NodeStream implements HostStream {
       }
       if (this.#reading !== 'delivering') return;
       const space = this.#receiver.space();
+      if (space.length === 0) throw new Error('the receiver of a stream gave no room');
       const count = Math.min(space.length, rest.length);
       space.set(rest.subarray(0, count));
       rest = rest.subarray(count);

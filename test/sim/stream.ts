@@ -312,6 +312,7 @@ export class SimStream implements HostStream {
       return;
     if (this.#inboxBytes > 0) {
       const space = this.#receiver.space();
+      if (space.length === 0) throw new Error('the receiver of a stream gave no room');
       const count = this.#piece(Math.min(space.length, this.#inboxBytes));
       this.#moveTo(space.subarray(0, count));
       this.other.#roomMade();
