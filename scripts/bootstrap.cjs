@@ -13,6 +13,7 @@ const childProcess = require('node:child_process');
 const crypto = require('node:crypto');
 const fs = require('node:fs');
 const path = require('node:path');
+const { getTools } = require('./debian-tools.cjs');
 
 const root = path.dirname(__dirname);
 const at = (...parts) => path.join(root, ...parts);
@@ -67,7 +68,7 @@ function npm(args) {
   const node = process.env.npm_node_execpath || process.execPath;
   const whole = args.concat(['--loglevel=error', '--no-audit', '--no-fund']);
   const failed = `npm ${args.join(' ')} failed; its message stands above`;
-  if (cli && /\.c?js$/.test(cli)) must(node, [cli].concat(whole), failed);
+  if (cli && path.basename(cli) === 'npm-cli.js') must(node, [cli].concat(whole), failed);
   else must('npm', whole, failed);
 }
 
@@ -76,7 +77,7 @@ function install() {
   if (installed()) return;
   say('installing packages (npm ci)');
   // No package needs its install script: the native parts come as packages of their own.
-  npm(['ci', '--ignore-scripts']);
+  npm(['ci', '--ignore-scripts', '--include=dev', '--include=optional']);
   if (ltsNode() === null) fail(`there is no prebuilt Node for ${process.arch}: x64 and arm64 are supported`);
 }
 
@@ -135,65 +136,6 @@ function build() {
   }
 }
 
-// ---------------------------------------------------------------- the peers that tests talk to
-
-/** A Debian package, and what shows that it is there. */
-const debianPackages = [
-  { name: 'qemu-utils', commands: ['qemu-img', 'qemu-io', 'qemu-nbd'] },
-  { name: 'qemu-system-x86', commands: ['qemu-system-x86_64'] },
-  { name: 'libnbd-bin', commands: ['nbdinfo', 'nbdcopy'] },
-  { name: 'python3', commands: ['python3'] },
-  { name: 'python3-libnbd', python: 'nbd' },
-  { name: 'nbdkit', commands: ['nbdkit'] },
-  { name: 'nbd-client', commands: ['nbd-client'] },
-  { name: 'fio', commands: ['fio'] },
-];
-
-function onPath(command) {
-  const folders = (process.env.PATH || '').split(':').concat(['/usr/sbin', '/sbin']);
-  return folders.some((folder) => folder !== '' && fs.existsSync(path.join(folder, command)));
-}
-
-function missingPackages() {
-  return debianPackages
-    .filter((one) => {
-      if (one.python === undefined) return !one.commands.every(onPath);
-      return (
-        childProcess.spawnSync('/usr/bin/python3', ['-c', `import ${one.python}`], { stdio: 'ignore' }).status !== 0
-      );
-    })
-    .map((one) => one.name);
-}
-
-/** Gets what is missing where that can be done without asking anybody; else says in one line what to install. */
-function tools() {
-  const missing = missingPackages();
-  if (missing.length === 0) return;
-  const byHand = `the tests talk to real programs; please install: apt-get install ${missing.join(' ')}`;
-  const root = process.getuid() === 0;
-  const sudo =
-    !root && onPath('sudo') && childProcess.spawnSync('sudo', ['-n', 'true'], { stdio: 'ignore' }).status === 0;
-  if (!onPath('apt-get') || !(root || sudo)) fail(byHand);
-  say(`installing ${missing.join(' ')} (apt-get)`);
-  const apt = (args) => {
-    const line = [
-      'env',
-      'DEBIAN_FRONTEND=noninteractive',
-      'apt-get',
-      '-q',
-      '-y',
-      '-o',
-      'DPkg::Lock::Timeout=120',
-      ...args,
-    ];
-    const whole = sudo ? ['sudo', '-n'].concat(line) : line;
-    return childProcess.spawnSync(whole[0], whole.slice(1), { stdio: ['ignore', 'ignore', 'inherit'] }).status === 0;
-  };
-  // A fresh machine has no package lists, or old ones: an install that fails is tried again with new ones.
-  const install = ['install', '--no-install-recommends', ...missing];
-  if (!apt(install) && !(apt(['update']) && apt(install))) fail(byHand);
-}
-
 // ---------------------------------------------------------------- handing over
 
 /** The npm scripts' environment: the Node of this checkout first (not every npm links it), then its other programs. */
@@ -228,9 +170,14 @@ function testFiles(folder) {
     .map((file) => path.relative(root, file));
 }
 
+function getToolsOrFail(use) {
+  const problem = getTools(use, say);
+  if (problem !== null) fail(problem);
+}
+
 function test(args) {
   build();
-  tools();
+  getToolsOrFail('test');
   const chosen = args.filter((one) => !one.startsWith('-'));
   const options = args.filter((one) => one.startsWith('-'));
   const reporter = process.stdout.isTTY ? 'spec' : 'dot';
@@ -248,9 +195,12 @@ else if (verb === 'demo') {
   build();
   handOver(ltsNode(), [at('bin', 'blockstep.cjs'), 'demo', ...rest]);
 } else if (verb === 'test') test(rest);
-else if (verb === 'tools') tools();
-else if (verb === 'run' && rest.length > 0) {
+else if (verb === 'tools') getToolsOrFail('test');
+else if (verb === 'bench') {
+  build();
+  getToolsOrFail('bench');
+  handOver(ltsNode(), [at('bench', 'main.ts'), ...rest]);
+} else if (verb === 'run' && rest.length > 0) {
   install();
   handOver(rest[0], rest.slice(1));
-} else
-  fail('usage: node scripts/bootstrap.cjs install | build | tools | demo [args] | test [args] | run PROGRAM [args]');
+} else fail('usage: node scripts/bootstrap.cjs install | build | tools | demo | test | bench | run PROGRAM');
