@@ -50,6 +50,8 @@ const ratioOf = ({ qemu, ours }: Result) => median(ours.map(({ iops }, round) =>
 async function measure(loads: readonly Load[], servers: readonly [RunningServer, RunningServer]): Promise<Result[]> {
   const [qemu, blockstep] = servers;
   const results = loads.map((load): Result => ({ load, qemu: [], ours: [] }));
+  // Not counted: code that is not compiled yet, files that no CPU cache has seen.
+  for (const load of loads) for (const server of servers) await load.run(server, 1);
   for (let round = 0; round < Number(asked.rounds); round += 1) {
     for (const result of results) {
       const order = round % 2 === 0 ? [qemu, blockstep] : [blockstep, qemu];
