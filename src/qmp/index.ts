@@ -11,7 +11,7 @@ export {
 } from './command.ts';
 export { encodeMessage, type JsonLimits, type JsonSink, JsonStream, jsonLimits } from './json-stream.ts';
 export { parseKeyval } from './keyval.ts';
-export { type CommandFamily, engineFamilies } from './schema.ts';
+export { type CommandFamily, engineFamilies, pairFamily } from './schema.ts';
 export { QmpServer, qmpServerLimits } from './server.ts';
 export type { QmpEvent, QmpTarget } from './target.ts';
 export { programVersion, version } from './version.ts';

@@ -6,6 +6,7 @@ import { blockSchema } from './schema/block.ts';
 import { controlEvents, controlSchema } from './schema/control.ts';
 import { exportEvents, exportSchema } from './schema/export.ts';
 import { jobEvents, jobSchema } from './schema/job.ts';
+import { pairEvents, pairSchema } from './schema/pair.ts';
 import { replicationEvents, replicationSchema } from './schema/replication.ts';
 
 /** A group of commands under one heading of the reference. */
@@ -23,3 +24,6 @@ export const engineFamilies: readonly CommandFamily[] = [
   { title: 'Jobs', commands: jobSchema, events: jobEvents },
   { title: 'Replication', commands: replicationSchema, events: replicationEvents },
 ];
+
+/** What the daemon of a pair serves beside its engine's commands. */
+export const pairFamily: CommandFamily = { title: 'The pair', commands: pairSchema, events: pairEvents };

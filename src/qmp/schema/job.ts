@@ -77,10 +77,10 @@ export const jobSchema = [
         .optional()
         .describe('bytes a bit of the dirty bitmap stands for: a power of two (default 65536)'),
       'buf-size': size.optional().describe('bytes in flight at most'),
-      'on-source-error': errorAction.optional().describe('only `report`, the default'),
-      'on-target-error': errorAction.optional().describe('only `report`, the default'),
+      'on-source-error': errorAction.optional().describe('what an I/O error does (default `report`: the job fails)'),
+      'on-target-error': errorAction.optional().describe('what an I/O error does (default `report`: the job fails)'),
       'filter-node-name': nodeName.optional().describe('name of the filter above the source while the job lives'),
-      'copy-mode': z.enum(['background', 'write-blocking']).optional().describe('`background` (default)'),
+      'copy-mode': z.enum(['background', 'write-blocking']).optional().describe('only `background`, the default'),
       'target-is-zero': z.boolean().optional().describe('the target reads as zeroes: zeroes need no copy'),
       'auto-finalize': z.boolean().optional().describe('default true'),
       'auto-dismiss': z.boolean().optional().describe('default true'),
