@@ -28,8 +28,8 @@ const generationId = z.string().regex(/^[0-9a-f]{16}$/);
 const wallMs = z.number();
 
 /** How many ids of earlier generations are kept: beyond that a very old copy is a split brain, never a silent merge. */
-export const ancestorsMax = 32;
-const refusedMax = 8;
+export const ancestorsMax = 24;
+const refusedMax = 4;
 
 /**
  * What is proven of the other side's disks: that they differ from ours only where mayDiffer says so (pair.md 12). It

@@ -1,0 +1,299 @@
+/** The decisions by themselves: which plan follows, and what in it is durable before what (pair.md 5 to 15). */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { emptyRecord, type GroupRecord } from '../../src/pair/generation.ts';
+import type { Hello } from '../../src/pair/messages.ts';
+import { decide, transitionTable } from '../../src/pair/pair.ts';
+import {
+  type Decision,
+  initialState,
+  type PairEvent,
+  type PairState,
+  type Phase,
+  phases,
+  type Step,
+} from '../../src/pair/pair-state.ts';
+
+const idOf = (number: number): string => number.toString(16).padStart(16, '0');
+const given = { wallMs: 1000, id: idOf(99) };
+
+const theirs: Hello = {
+  type: 'hello',
+  program: 'blockstep',
+  versions: { min: 1, max: 1 },
+  volume: 'v',
+  name: 'beta',
+  role: 'secondary',
+  generation: { id: idOf(1), number: 1 },
+  ancestors: [],
+  store: 'clean',
+  blank: false,
+  disks: [],
+  instance: 'i1',
+  replication: { type: 'inet', host: 'beta', port: 1 },
+  uris: [],
+  aloneSince: null,
+  handingOver: null,
+  overwrite: null,
+};
+
+function stateIn(phase: Phase, more: Partial<PairState> = {}, record: Partial<GroupRecord> = {}): PairState {
+  const base = emptyRecord({ volume: 'v', name: 'alpha', role: 'primary', store: 'clean', disks: { d: 512 } });
+  const fresh = initialState({
+    self: { name: 'alpha', peer: 'beta', degraded: 'continue' },
+    record: { ...base, generation: { id: idOf(1), number: 1 }, ...record },
+    sequence: 5,
+    proof: null,
+    blank: false,
+    built: true,
+  });
+  return { ...fresh, phase, ...more };
+}
+
+const agreed = { theirs, agreed: true, handOverRefused: false };
+const asked = { ...agreed, agreed: false };
+const on = (state: PairState, event: PairEvent): Decision => decide(state, event, given);
+const steps = (decision: Decision): string[] =>
+  (decision.plan?.steps ?? []).map((step) => (step.do === 'set-mode' ? `mode ${step.mode}` : nameOf(step)));
+const nameOf = (step: Step): string => (step.do === 'send' ? `send ${step.message.type}` : step.do);
+const committed = (decision: Decision): Partial<GroupRecord>[] =>
+  (decision.plan?.steps ?? []).flatMap((step) => (step.do === 'commit' ? [step.change] : []));
+
+test('the table has a row for each phase, and every phase that it names exists', () => {
+  const table = transitionTable();
+  for (const phase of Object.keys(phases))
+    assert.ok(
+      table.some((row) => row.phase === phase),
+      phase,
+    );
+  for (const { to } of table) {
+    for (const phase of to.split(' | ')) assert.ok(phase === 'the same' || phase in phases, to);
+  }
+  assert.ok(table.length > 200, `${table.length} rows`);
+});
+
+test('every phase answers every command, or stops', () => {
+  const commands = [
+    { name: 'failover', force: false },
+    { name: 'switch' },
+    { name: 'resolve', keep: 'alpha' },
+    { name: 'start-alone' },
+  ] as const;
+  for (const phase of Object.keys(phases) as Phase[]) {
+    for (const command of commands) {
+      const decision = on(stateIn(phase), { type: 'command', command });
+      const answered = decision.now?.some((step) => step.do === 'answer') === true;
+      assert.ok(answered || decision.state.pending === command.name, `${phase}: ${command.name}`);
+    }
+    const stop = on(stateIn(phase), { type: 'command', command: { name: 'stop' } });
+    assert.ok(['stopping', 'stopped'].includes(stop.state.phase) || stop.state.stopWanted, phase);
+  }
+});
+
+test('pair 5, 7: in step, a lost link holds users, makes a new generation durable, and only then answers', () => {
+  for (const event of [
+    { type: 'link-lost', reason: 'x' },
+    { type: 'replication-down', reason: 'x' },
+  ] as const) {
+    for (const phase of ['in-step', 'closing'] as const) {
+      const decision = on(stateIn(phase, { session: agreed, serving: true }), event);
+      assert.deepEqual(steps(decision).slice(0, 3), ['mode held', 'commit', 'mode alone']);
+      const [change] = committed(decision);
+      assert.equal(change?.generation?.id, idOf(99));
+      assert.deepEqual(change?.ancestors, [idOf(1)]);
+      assert.equal(change?.aloneSince, 1000);
+      assert.equal(change?.cleanStop, null);
+      assert.equal(decision.state.session, null);
+    }
+  }
+});
+
+test('pair 7: degraded=stop refuses writes where it would go on alone', () => {
+  const state = stateIn('in-step', { self: { name: 'alpha', peer: 'beta', degraded: 'stop' } });
+  assert.deepEqual(steps(on(state, { type: 'link-lost', reason: 'x' })).slice(0, 3), [
+    'mode held',
+    'commit',
+    'mode refusing',
+  ]);
+});
+
+test('pair 7, 13: before the other side was offered the generation a lost link needs no new one', () => {
+  for (const phase of ['comparing', 'attaching', 'copying', 'settling'] as const) {
+    const decision = on(stateIn(phase, { serving: true, session: agreed }, { aloneSince: 5 }), {
+      type: 'link-lost',
+      reason: 'x',
+    });
+    assert.equal(decision.state.phase, 'alone');
+    assert.equal(steps(decision)[0], 'mode alone');
+    assert.deepEqual(committed(decision), []);
+  }
+});
+
+test('pair 13: a primary that starts serves only after the other side agreed, in a new generation without proof', () => {
+  const waiting = stateIn('waiting', { session: asked });
+  const decision = on(waiting, { type: 'message', message: { type: 'target' } });
+  assert.equal(decision.state.phase, 'going-alone');
+  assert.deepEqual(steps(decision), ['commit', 'build-primary', 'mode alone', 'open-exports']);
+  assert.equal(committed(decision)[0]?.generation?.id, idOf(99));
+  assert.equal(on(stateIn('waiting'), { type: 'message', message: { type: 'target' } }).plan, undefined);
+});
+
+test('pair 12: with the proof of a clean stop it connects, lifts the mark durably, and then opens its exports', () => {
+  const proof = { peers: [idOf(1)], instance: 'i0' };
+  const waiting = stateIn('waiting', { session: asked, proof });
+  const asks = on(waiting, { type: 'message', message: { type: 'target' } });
+  assert.equal(asks.state.phase, 'joining');
+  const decision = on(asks.state, { type: 'message', message: { type: 'attached', exports: { d: 'x' } } });
+  assert.deepEqual(steps(decision), ['mark', 'attach', 'commit', 'mode in-sync', 'open-exports', 'send in-step']);
+  assert.equal(committed(decision)[0]?.cleanStop, null);
+});
+
+test('pair 12: no proof, no shortcut: what makes a compare necessary', () => {
+  const proof = { peers: [idOf(1)], instance: 'i1' };
+  const begin = (more: Partial<PairState>, other: Partial<Hello> = {}): Decision =>
+    on(
+      stateIn(
+        'alone',
+        { serving: true, session: { ...asked, theirs: { ...theirs, ...other } }, ...more },
+        { aloneSince: 5 },
+      ),
+      {
+        type: 'message',
+        message: { type: 'target' },
+      },
+    );
+  assert.equal(begin({ proof: null }).state.phase, 'comparing');
+  assert.equal(begin({ proof }, { generation: { id: idOf(7), number: 2 } }).state.phase, 'comparing');
+  assert.equal(begin({ proof: { peers: [null], instance: 'other' } }, { generation: null }).state.phase, 'comparing');
+  assert.deepEqual(steps(begin({ proof })), ['send attach']);
+  // Another life of the other side: all that is not proven is sent again (pair.md 4).
+  assert.deepEqual(steps(begin({ proof }, { instance: 'i2' })), ['mark', 'send attach']);
+  // A blank target gets everything, unless mayDiffer has counted from blank disks of our own.
+  assert.deepEqual(steps(begin({ proof: null }, { generation: null, blank: true })), ['mark', 'send attach']);
+  assert.deepEqual(steps(begin({ proof: null, zeroBase: true }, { generation: null, blank: true })), ['send attach']);
+});
+
+test('pair 13: the end of a sync: flushes wait for both, one flush proves, then the id is offered; both in that order', () => {
+  const closing = on(stateIn('settling', { session: agreed }, { aloneSince: 5 }), {
+    type: 'message',
+    message: { type: 'flushed' },
+  });
+  assert.deepEqual(steps(closing), ['mode in-sync', 'flush-remote', 'send sync-end']);
+  assert.equal(closing.state.offered, idOf(1));
+  const secondary = stateIn(
+    'syncing',
+    { session: agreed },
+    { role: 'secondary', store: 'incomplete', generation: null },
+  );
+  const take = on(secondary, {
+    type: 'message',
+    message: { type: 'sync-end', generation: { id: idOf(2), number: 2 }, ancestors: [idOf(1)] },
+  });
+  assert.deepEqual(steps(take), ['flush-own', 'commit', 'send took']);
+  const [change] = committed(take);
+  assert.deepEqual([change?.store, change?.generation?.id], ['clean', idOf(2)]);
+  const took = on(closing.state, { type: 'message', message: { type: 'took', id: idOf(1) } });
+  assert.deepEqual(steps(took), ['commit', 'send in-step']);
+  assert.equal(took.state.phase, 'closing', 'in step only once it is durable');
+});
+
+test('pair 10, 11: a target is durably incomplete before its exports open', () => {
+  const target = stateIn('target', { session: agreed }, { role: 'secondary' });
+  const decision = on(target, { type: 'message', message: { type: 'attach', how: 'sync' } });
+  assert.deepEqual(steps(decision), ['close-replication', 'commit', 'open-replication']);
+  assert.equal(committed(decision)[0]?.store, 'incomplete');
+});
+
+test('pair 14: a failover closes and flushes, makes role and generation durable, then serves, then is over', () => {
+  const decision = on(stateIn('detached', {}, { role: 'secondary' }), {
+    type: 'command',
+    command: { name: 'failover', force: false },
+  });
+  assert.deepEqual(steps(decision), [
+    'close-replication',
+    'flush-own',
+    'commit',
+    'build-primary',
+    'mode alone',
+    'open-exports',
+    'commit',
+    'drop-link',
+  ]);
+  const [first, last] = committed(decision);
+  assert.deepEqual(
+    [first?.role, first?.promoting, first?.generation?.id, first?.ancestors],
+    ['primary', 'latest', idOf(99), [idOf(1)]],
+  );
+  assert.deepEqual(last, { promoting: null });
+});
+
+test('pair 15: handing over: users gone, both flushed, durable, disconnected, then said', () => {
+  const away = on(stateIn('in-step', { session: agreed, serving: true }), {
+    type: 'command',
+    command: { name: 'switch' },
+  });
+  assert.deepEqual(steps(away), ['refuse-users', 'begin-close-exports']);
+  const decision = on(away.state, { type: 'exports-closed' });
+  assert.deepEqual(steps(decision), ['flush-remote', 'save-clean-stop', 'mode held', 'detach', 'send hand-over']);
+});
+
+test('pair 15: found handing over: serves after a refusal only, and is the target of whoever took it', () => {
+  const record: Partial<GroupRecord> = { handingOver: { id: idOf(2), number: 2 } };
+  const state = stateIn('handing-over', { session: asked }, record);
+  const target: PairEvent = { type: 'message', message: { type: 'target' } };
+  assert.equal(on(state, target).plan, undefined);
+  const refused = on(state, { type: 'message', message: { type: 'refused', id: idOf(2) } }).state;
+  assert.deepEqual(committed(on(refused, target)), [{ handingOver: null }]);
+  const other = on(state, { type: 'message', message: { type: 'refused', id: idOf(3) } }).state;
+  assert.equal(on(other, target).plan, undefined);
+  const took = on(state, { type: 'message', message: { type: 'took-over', id: idOf(2) } });
+  assert.equal(committed(took)[0]?.role, 'secondary');
+});
+
+test('pair 15: a secondary refuses durably before it says so, and never takes what it refused', () => {
+  const detached = stateIn('detached', {}, { role: 'secondary' });
+  const mine = { ...theirs, name: 'alpha' };
+  const offer = { id: idOf(2), number: 2 };
+  const decision = on(detached, {
+    type: 'hello',
+    mine,
+    sequence: 5,
+    theirs: { ...theirs, role: 'primary', handingOver: offer },
+  });
+  assert.deepEqual(steps(decision), ['close-replication', 'commit', 'send refused', 'refuse-users', 'send target']);
+  const following = stateIn('following', { session: agreed }, { role: 'secondary', refused: [offer.id] });
+  assert.equal(on(following, { type: 'message', message: { type: 'hand-over', generation: offer } }).plan, undefined);
+});
+
+test('pair 13: a hello made before the group file changed decides nothing', () => {
+  const event: PairEvent = { type: 'hello', mine: { ...theirs, name: 'alpha', role: 'primary' }, sequence: 4, theirs };
+  const decision = on(stateIn('waiting'), event);
+  assert.equal(decision.state.session, null);
+  assert.deepEqual(
+    decision.now?.map((step) => step.do),
+    ['drop-link'],
+  );
+});
+
+test('pair 18: a clean stop in step: users gone, flushed, let go, bitmaps and mark, goodbye', () => {
+  const stop = on(stateIn('in-step', { session: agreed, serving: true, proof: { peers: [idOf(1)], instance: 'i1' } }), {
+    type: 'command',
+    command: { name: 'stop' },
+  });
+  assert.deepEqual(steps(stop), ['refuse-users', 'begin-close-exports']);
+  assert.deepEqual(steps(on(stop.state, { type: 'exports-closed' })), [
+    'flush-remote',
+    'mode held',
+    'detach',
+    'save-clean-stop',
+    'send goodbye',
+    'await-goodbye',
+    'finish',
+  ]);
+});
+
+test('a timer that outlived its reason changes nothing', () => {
+  const state = stateIn('demoting', { serving: true });
+  assert.equal(on(state, { type: 'retry', phase: 'going-alone' }).plan, undefined);
+  assert.equal(on({ ...state, plan: 'send-away' }, { type: 'retry', phase: 'demoting' }).plan, undefined);
+});

@@ -1,0 +1,113 @@
+/** What supervisors say: every message comes back, every wrong line ends in a sentence (pair.md 13). */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import {
+  agreeVersion,
+  decodeHello,
+  decodeMessage,
+  encodeMessage,
+  type Hello,
+  type Message,
+  versions,
+} from '../../src/pair/messages.ts';
+
+const id = '0123456789abcdef';
+export const hello: Hello = {
+  type: 'hello',
+  program: 'blockstep',
+  versions: { min: 1, max: 1 },
+  volume: 'v',
+  name: 'alpha',
+  role: 'primary',
+  generation: { id, number: 3 },
+  ancestors: [],
+  store: 'clean',
+  blank: false,
+  disks: [{ name: 'd', size: 1024 }],
+  instance: 'ab',
+  replication: { type: 'inet', host: '127.0.0.1', port: 1 },
+  uris: ['nbd://127.0.0.1:2/d'],
+  aloneSince: null,
+  handingOver: null,
+  overwrite: null,
+};
+const lineOf = (message: Message | Hello): string => new TextDecoder().decode(encodeMessage(message)).trimEnd();
+
+const messages: readonly Message[] = [
+  { type: 'heartbeat', inSync: true },
+  { type: 'target' },
+  { type: 'refused', id },
+  { type: 'flush' },
+  { type: 'flushed' },
+  { type: 'checksum', request: 1, disk: 'd', offset: 0, length: 65536, block: 65536 },
+  { type: 'checksums', request: 1, checksums: ['00'], error: null },
+  { type: 'attach', how: 'sync' },
+  { type: 'attached', exports: { d: 'd.s.i' } },
+  { type: 'sync-end', generation: { id, number: 1 }, ancestors: [id] },
+  { type: 'took', id },
+  { type: 'in-step' },
+  { type: 'switch-request' },
+  { type: 'switch-refused', reason: 'why' },
+  { type: 'hand-over', generation: { id, number: 1 } },
+  { type: 'took-over', id },
+  { type: 'stop-serving' },
+  { type: 'stopped-serving' },
+  { type: 'resolve' },
+  { type: 'goodbye', clean: true },
+  { type: 'goodbye-noted' },
+];
+
+test('every message and the hello come back as they were sent, each on one line', () => {
+  for (const message of messages) {
+    const line = lineOf(message);
+    assert.ok(!line.includes('\n'));
+    assert.deepEqual(decodeMessage(line), message);
+  }
+  assert.deepEqual(decodeHello(lineOf(hello)), hello);
+});
+
+test('pair 13: an unknown version is refused in words that name both ranges', () => {
+  const newer = { ...hello, versions: { min: versions.max + 1, max: versions.max + 2 } };
+  assert.throws(
+    () => decodeHello(JSON.stringify({ ...newer, role: 'captain' })),
+    /speaks versions 2 to 3.*this side 1 to 1/,
+  );
+  assert.throws(() => agreeVersion(newer.versions), /update the older one/);
+});
+
+test('pair 13: a range of versions works together, and a hello with more in it than this side knows', () => {
+  assert.equal(agreeVersion({ min: 1, max: 9 }), 1);
+  assert.equal(decodeHello(JSON.stringify({ ...hello, versions: { min: 1, max: 9 }, colour: 'blue' })).name, 'alpha');
+});
+
+test('a peer that is not blockstep is called that, with what it said', () => {
+  for (const said of ['SSH-2.0-OpenSSH_9.2', 'HTTP/1.1 400 Bad Request', '{"QMP": {}}', '[]', 'null']) {
+    assert.throws(() => decodeHello(said), /not a blockstep supervisor: it said/);
+  }
+});
+
+test('a wrong field of a hello is named', () => {
+  assert.throws(() => decodeHello(JSON.stringify({ ...hello, disks: 5 })), /hello is wrong at disks/);
+});
+
+test('whatever arrives is a message, or an error of ours', () => {
+  const mangled = fc.oneof(
+    fc.string(),
+    fc.json(),
+    fc
+      .tuple(fc.constantFrom(...messages), fc.string(), fc.jsonValue())
+      .map(([m, k, v]) => JSON.stringify({ ...m, [k]: v })),
+  );
+  fc.assert(
+    fc.property(mangled, (line) => {
+      for (const decode of [decodeHello, decodeMessage]) {
+        try {
+          decode(line);
+        } catch (error) {
+          assert.equal((error as { code?: string }).code, 'protocol-error');
+        }
+      }
+    }),
+  );
+});

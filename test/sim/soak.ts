@@ -1,0 +1,29 @@
+/**
+ * `npm run soak [LIVES] [FIRST-SEED]`: thousands of random lives of a pair (pair-lives.ts), until one breaks a promise.
+ * It prints the seed that failed; `PAIR_SEED=n node --test test/sim/pair-lives.test.ts` lives that one again, aloud.
+ */
+import { live } from './pair-lives.ts';
+
+const lives = Number(process.argv[2] ?? 5000);
+const first = Number(process.argv[3] ?? Date.now() % 1_000_000_000);
+
+let [writes, flushes, failures] = [0, 0, 0];
+const started = performance.now();
+for (let seed = first; seed < first + lives; seed++) {
+  try {
+    const result = await live(seed);
+    writes += result.writes;
+    flushes += result.flushes;
+  } catch (error) {
+    failures++;
+    console.error(error instanceof Error ? error.message : error);
+  }
+  const done = seed - first + 1;
+  if (done % 100 === 0 || done === lives) {
+    const seconds = Math.round((performance.now() - started) / 1000);
+    console.log(
+      `${done} lives from seed ${first}: ${writes} writes, ${flushes} flushes, ${failures} failed, ${seconds} s`,
+    );
+  }
+}
+process.exitCode = failures === 0 ? 0 : 1;
