@@ -1,0 +1,165 @@
+import assert from 'node:assert/strict';
+import { truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { writeFlags } from '../../src/block/node.ts';
+import { SyncQueue } from '../../src/drivers/file-sync.ts';
+import { parent, testGraph, writer } from '../block/fixture.ts';
+import { World } from '../sim/world.ts';
+import { cleanup } from '../support/cleanup.ts';
+import { run } from '../support/process.ts';
+import { temporaryFolder } from '../support/temp.ts';
+
+const size = 2 ** 20;
+
+/** A small file system of its own, gone after the test. */
+async function smallDisk(t: TestContext, bytes: number): Promise<string> {
+  const folder = await temporaryFolder(t);
+  const mounted = await run('mount', ['-t', 'tmpfs', '-o', `size=${bytes}`, 'tmpfs', folder]);
+  assert.equal(mounted.code, 0, `mounting a tmpfs needs root: ${mounted.stderr}`);
+  cleanup(t, () => run('umount', [folder]));
+  return folder;
+}
+
+async function image(t: TestContext): Promise<string> {
+  const path = join(await temporaryFolder(t), 'disk.img');
+  writeFileSync(path, new Uint8Array(size));
+  return path;
+}
+
+test('an image that is missing, a folder, or on a read-only file system is refused in words', async (t) => {
+  const { graph } = testGraph();
+  const folder = await temporaryFolder(t);
+  const add = (filename: string) => graph.add({ driver: 'file', 'node-name': 'f', filename });
+  const missing = join(folder, 'none.img');
+  await assert.rejects(add(missing), (error: Error) => error.message.includes(missing));
+  await assert.rejects(add(missing), { code: 'file-not-found' });
+  await assert.rejects(add(folder), { code: 'invalid-option' });
+  const mount = await smallDisk(t, 2 * size);
+  const path = join(mount, 'ro.img');
+  writeFileSync(path, new Uint8Array(size));
+  await run('mount', ['-o', 'remount,ro', mount]);
+  await assert.rejects(add(path), { code: 'read-only' });
+  const node = await graph.add({ driver: 'file', 'node-name': 'f', filename: path, 'auto-read-only': true });
+  assert.equal(node.readOnly, true);
+  await assert.rejects(graph.use('f', parent('export "x"'), writer), { code: 'read-only' });
+  await graph.close();
+});
+
+test('a full disk is ENOSPC for that write, and everything before it is still there', async (t) => {
+  const path = join(await smallDisk(t, size / 2), 'disk.img');
+  writeFileSync(path, '');
+  truncateSync(path, size);
+  const { graph } = testGraph();
+  await graph.add({ driver: 'file', 'node-name': 'f', filename: path });
+  const { node } = graph.find('f');
+  const block = new Uint8Array(64 * 1024);
+  let written = 0;
+  await assert.rejects(
+    async () => {
+      for (; written < size / block.length; written += 1) {
+        await node.write(written * block.length, block.fill(written + 1), writeFlags.fua);
+      }
+    },
+    { code: 'no-space' },
+  );
+  assert.ok(written >= 4);
+  for (let i = 0; i < written; i += 1) {
+    await node.read(i * block.length, block);
+    assert.ok(block.every((byte) => byte === i + 1));
+  }
+  await node.flush();
+  await graph.close();
+});
+
+test('an image that somebody cut fails every flush from then on, saying so', async (t) => {
+  const path = await image(t);
+  const { graph } = testGraph();
+  await graph.add({ driver: 'file', 'node-name': 'f', filename: path });
+  const { node } = graph.find('f');
+  await node.flush();
+  truncateSync(path, 4096);
+  await assert.rejects(async () => await node.flush(), { message: /disk.img was cut to 4096 bytes by somebody else/ });
+  truncateSync(path, size);
+  await assert.rejects(async () => await node.write(0, new Uint8Array(512), writeFlags.fua), { code: 'io-error' });
+  assert.match(String(node.info?.().failed), /was cut/);
+  const extents = await node.blockStatus(0, size);
+  assert.ok((extents[0]?.length ?? 0) > 0);
+  await graph.remove('f');
+  await graph.add({ driver: 'file', 'node-name': 'f', filename: path });
+  await graph.find('f').node.flush();
+  await graph.close();
+});
+
+test('a flush that failed stays failed until the image is opened anew', async () => {
+  const world = new World(1);
+  const host = world.host('a');
+  const { graph } = testGraph(host);
+  const work = async (): Promise<void> => {
+    const file = await host.files.open('/disk.img', { access: 'write', create: 'exclusive' });
+    await file.truncate(size);
+    await file.close();
+    const options = { driver: 'file', 'node-name': 'f', filename: '/disk.img' };
+    await graph.add(options);
+    const { node } = graph.find('f');
+    const fault = world.fault('a', { operation: 'sync', errno: 'EIO', count: 1 });
+    await assert.rejects(async () => await node.flush(), { code: 'io-error' });
+    fault.remove();
+    await assert.rejects(async () => await node.flush(), { code: 'io-error' });
+    await assert.rejects(async () => await node.writeZeroes(0, 512, writeFlags.fua), { code: 'io-error' });
+    await graph.remove('f');
+    await graph.add(options);
+    await graph.find('f').node.flush();
+    await graph.close();
+  };
+  await world.complete(work());
+});
+
+test('a flush joins only a sync that has not begun', async () => {
+  const syncs: PromiseWithResolvers<void>[] = [];
+  const queue = new SyncQueue(() => {
+    const sync = Promise.withResolvers<void>();
+    syncs.push(sync);
+    return sync.promise;
+  });
+  const done: string[] = [];
+  const flush = (name: string): Promise<void> => queue.run().then(() => void done.push(name));
+  const all = [flush('a'), flush('b'), flush('c')];
+  assert.equal(syncs.length, 1, 'b and c came while a’s sync was running: they wait for the next, together');
+  syncs[0]?.resolve();
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual([done, syncs.length], [['a'], 2]);
+  all.push(flush('d'));
+  syncs[1]?.resolve();
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual([done, syncs.length], [['a', 'b', 'c'], 3]);
+  syncs[2]?.resolve();
+  await Promise.all(all);
+});
+
+test('block status tells holes from data, and zeroes become holes where discards are wanted', async (t) => {
+  const path = await image(t);
+  const { graph } = testGraph();
+  await graph.add({ driver: 'file', 'node-name': 'f', filename: path, discard: 'unmap' });
+  const { node } = graph.find('f');
+  await node.write(0, new Uint8Array(size).fill(1), 0);
+  assert.deepEqual(await node.blockStatus(0, size), [{ length: size, zero: false, allocated: true }]);
+  await node.writeZeroes(65536, 65536, 0);
+  assert.deepEqual(await node.blockStatus(0, size), [{ length: 65536, zero: false, allocated: true }]);
+  assert.deepEqual(await node.blockStatus(65536, 131072), [
+    { length: 65536, zero: true, allocated: false },
+    { length: 65536, zero: false, allocated: true },
+  ]);
+  await graph.close();
+});
+
+test('requests that the page cache answers are answered at once', async (t) => {
+  const path = await image(t);
+  const { graph } = testGraph();
+  await graph.add({ driver: 'raw', 'node-name': 'r', file: { driver: 'file', filename: path } });
+  const { node } = graph.find('r');
+  const block = new Uint8Array(4096);
+  assert.equal(node.write(0, block, 0), undefined);
+  assert.equal(node.read(0, block), undefined);
+  await graph.close();
+});
