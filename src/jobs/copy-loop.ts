@@ -54,6 +54,10 @@ export class CopyLoop {
   private quiet: Deferred | null = null;
   /** when the speed limit lets the next chunk start, ms of the clock */
   private nextStartMs = 0;
+  /** the limit that `nextStartMs` follows from, bytes a second */
+  private chargedSpeed = 0;
+  /** when an error that was ignored may be met again, ms of the clock */
+  private retryMs = 0;
 
   constructor(options: CopyLoopOptions) {
     const { granularity } = options.target;
@@ -112,14 +116,18 @@ export class CopyLoop {
   // ------------------------------------------------------------ chunks
 
   private startChunks(): void {
+    const { speed } = this.options.control;
+    if (speed !== this.chargedSpeed) this.nextStartMs = 0;
+    this.chargedSpeed = speed;
     while (this.inFlight < this.inFlightMax && this.failure === null) {
-      const waitMs = this.nextStartMs - this.options.clock.now();
+      const waitMs = Math.max(this.nextStartMs, this.retryMs) - this.options.clock.now();
       if (waitMs > 0) {
         this.options.clock.after(Math.min(waitMs, speedSleepMsMax), () => this.options.control.wake());
         return;
       }
       const range = this.nextRange();
       if (range === null) return;
+      this.charge(range.length);
       void this.copyChunk(range);
     }
   }
@@ -165,7 +173,7 @@ export class CopyLoop {
       if (!this.options.control.cancelled) this.failed('read', toBlockError(thrown));
       return 0;
     }
-    this.charge(chunk);
+    this.charge((chunk.zero ? 0 : chunk.length) - range.length);
     try {
       if (chunk.zero && targetIsZero === true) ticket.skip();
       else await ticket.send(chunk.zero ? null : buffer.subarray(0, chunk.length));
@@ -216,15 +224,15 @@ export class CopyLoop {
     const policy = (operation === 'read' ? onSourceError : onTargetError) ?? 'report';
     const action = control.ioError(operation, error, policy);
     if (action === 'report') this.failure ??= error;
-    else if (action === 'ignore') this.nextStartMs = clock.now() + ignoredErrorDelayMs;
+    else if (action === 'ignore') this.retryMs = clock.now() + ignoredErrorDelayMs;
   }
 
-  /** Zeroes count as nothing: they cost next to nothing. */
-  private charge({ zero, length }: Chunk): void {
-    const { speed } = this.options.control;
-    if (speed === 0 || zero) return;
-    const now = this.options.clock.now();
-    this.nextStartMs = Math.max(this.nextStartMs, now) + (length / speed) * 1000;
+  /** Called when a chunk starts, and with what it did not use (a negative length): zeroes cost next to nothing. */
+  private charge(length: number): void {
+    const speed = this.chargedSpeed;
+    if (speed === 0) return;
+    const from = length > 0 ? Math.max(this.nextStartMs, this.options.clock.now()) : this.nextStartMs;
+    this.nextStartMs = from + (length / speed) * 1000;
   }
 }
 

@@ -191,7 +191,7 @@ async function live(seed: number): Promise<void> {
 }
 
 test('pair 4, 5, 11: random lives: every request is answered, resyncs converge, both sides are byte-equal', async () => {
-  await fc.assert(fc.asyncProperty(fc.integer({ min: 0, max: 2 ** 31 }), live), { ...seeded(150), endOnFailure: true });
+  await fc.assert(fc.asyncProperty(fc.integer({ min: 0, max: 2 ** 31 }), live), { ...seeded(60), endOnFailure: true });
 });
 
 test('pair 11: a resync converges though one block is written all the time', async () => {
@@ -237,8 +237,10 @@ test('pair 11: a write that comes while a copy reads the source is sent behind t
   const write = watch(() => disk.use.node.write(100, bytes(10, 7), 0));
   await settleTurns();
   assert.equal(disk.remote.log.length, 0);
-  disk.local.answerAll();
-  await settleTurns();
+  for (let i = 0; i < 3; i += 1) {
+    disk.local.answerAll();
+    await settleTurns();
+  }
   assert.deepEqual(
     disk.remote.log.map(({ offset, length: size }) => [offset, size]),
     [
