@@ -81,6 +81,7 @@ test('a node over a file tells the name of the file', async (t) => {
   const row = rowOf(await execute('query-named-block-nodes'), 'r');
   assert.equal(row.file, filename);
   assert.equal(row.image.filename, filename);
+  assert.equal(row.image['actual-size'], 0);
   assert.deepEqual(row.cache, { writeback: true, direct: false, 'no-flush': true });
   assert.equal(row.detect_zeroes, 'on');
 });

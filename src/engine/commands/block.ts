@@ -1,6 +1,7 @@
 /** The commands about the graph. */
 import type { z } from 'zod';
 import type { NodeInfo } from '../../block/graph-view.ts';
+import type { Host } from '../../host/host.ts';
 import type { Handlers } from '../../qmp/command.ts';
 import type { blockDeviceInfo, blockSchema } from '../../qmp/schema/block.ts';
 import { BlockError } from '../../util/errors.ts';
@@ -36,7 +37,11 @@ export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
     'query-named-block-nodes': () => {
       const nodes = graph.list();
       const byName = new Map(nodes.map((node) => [node.nodeName, node]));
-      return nodes.map((node) => describeNode(node, byName));
+      return Promise.all(
+        nodes.map(async (node) =>
+          describeNode(node, byName, await allocatedBytes(engine.host, filenameOf(node, byName))),
+        ),
+      );
     },
   };
 }
@@ -44,7 +49,7 @@ export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
 type Nodes = ReadonlyMap<string, NodeInfo>;
 
 /** QEMU's BlockDeviceInfo. There are no rate limits, no write threshold and no encryption here: the zeroes are true. */
-function describeNode(node: NodeInfo, nodes: Nodes): z.input<typeof blockDeviceInfo> {
+function describeNode(node: NodeInfo, nodes: Nodes, allocated: number | undefined): z.input<typeof blockDeviceInfo> {
   const file = fileOf(node, nodes);
   const backing = backingOf(node, nodes);
   const info = node.node.info?.();
@@ -66,7 +71,12 @@ function describeNode(node: NodeInfo, nodes: Nodes): z.input<typeof blockDeviceI
     iops: 0,
     iops_rd: 0,
     iops_wr: 0,
-    image: { filename: file, format: node.driver, 'virtual-size': node.node.length },
+    image: {
+      filename: file,
+      format: node.driver,
+      'virtual-size': node.node.length,
+      ...(allocated === undefined ? {} : { 'actual-size': allocated }),
+    },
     cache: { writeback: true, direct: cacheOption(node, 'direct'), 'no-flush': cacheOption(node, 'no-flush') },
     write_threshold: 0,
     parents: [...node.parents],
@@ -74,13 +84,25 @@ function describeNode(node: NodeInfo, nodes: Nodes): z.input<typeof blockDeviceI
   };
 }
 
-/** The file below, found through the children that hold it alone, or the options as QEMU writes them. */
+/** The file below, or the options as QEMU writes them. */
 function fileOf(node: NodeInfo, nodes: Nodes): string {
+  return filenameOf(node, nodes) ?? `json:${JSON.stringify(node.options)}`;
+}
+
+/** The file below, found through the children that hold it alone. */
+function filenameOf(node: NodeInfo, nodes: Nodes): string | undefined {
   const { filename } = node.options;
   if (typeof filename === 'string') return filename;
-  const [below] = node.children.filter(({ role }) => role === 'file' || role === 'filtered');
+  const below = node.children.find(({ role }) => role === 'file' || role === 'filtered');
   const child = below === undefined ? undefined : nodes.get(below.nodeName);
-  return child === undefined ? `json:${JSON.stringify(node.options)}` : fileOf(child, nodes);
+  return child === undefined ? undefined : filenameOf(child, nodes);
+}
+
+/** Bytes that a file takes on its disk; undefined where that cannot be told. */
+async function allocatedBytes(host: Host, filename: string | undefined): Promise<number | undefined> {
+  if (filename === undefined) return undefined;
+  const stat = await host.files.stat(filename).catch(() => null);
+  return stat?.allocated;
 }
 
 function backingOf(node: NodeInfo, nodes: Nodes): NodeInfo | undefined {
