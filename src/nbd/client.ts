@@ -29,8 +29,9 @@ import { quote } from './text.ts';
 /** requests in flight by default */
 export const inflightDefault = 128;
 export const inflightMax = 4096;
-/** ms that a polite close waits for what is in flight and for the server to hang up */
-const closeMsMax = 5000;
+/** ms that a polite close waits for what is in flight, and then for the server to hang up */
+const lastRepliesMsMax = 30_000;
+const hangUpMsMax = 5000;
 /** bytes of one block status request */
 const statusBytesMax = 2 ** 30;
 /** Flags of `NbdBackend`. */
@@ -193,7 +194,7 @@ export class NbdClient implements NbdBackend {
 
   // -------------------------------------------------------------- the end
 
-  /** Polite: what is in flight is answered first, then NBD_CMD_DISC. After 5 s the connection is cut. Never rejects. */
+  /** Polite: what is in flight is answered first (for 30 s at most), then NBD_CMD_DISC. Never rejects. */
   async close(): Promise<void> {
     this.#leave(new BlockError('shutting-down', `the connection to ${this.#peer} was closed`));
     await this.#ended.promise;
@@ -338,11 +339,8 @@ export class NbdClient implements NbdBackend {
       },
       ended: (error) => {
         const why = error === null ? 'the server closed it' : error.message;
-        const lost = new BlockError('connection-lost', `the connection to ${this.#peer} was lost: ${why}`, {
-          cause: error,
-        });
-        // After NBD_CMD_DISC the server hangs up, in whatever way; then it was meant to be.
-        this.#lose(this.#discSent ? null : lost);
+        const what = `the connection to ${this.#peer} was lost: ${why}`;
+        this.#lose(new BlockError('connection-lost', what, { cause: error }));
       },
     };
   }
@@ -352,13 +350,14 @@ export class NbdClient implements NbdBackend {
     this.#leaving = true;
     this.#refusal = refusal;
     this.#goneBy = refusal.code === 'connection-lost' ? refusal : null;
-    this.#closeTimer = this.#host.clock.after(closeMsMax, () => this.destroy(`it did not end within ${closeMsMax} ms`));
+    this.#cutAfter(lastRepliesMsMax, 'the last replies did not come');
     this.#leaveIfIdle();
   }
 
   #leaveIfIdle(): void {
     if (!this.#leaving || this.#discSent || this.#gone || !this.#inFlight.idle) return;
     this.#discSent = true;
+    this.#cutAfter(hangUpMsMax, 'the server did not hang up');
     const disc = this.#inFlight.take();
     disc.begin(nbd.NBD_CMD_DISC, 0, 0, 0, nothing);
     this.#writer.write(disc, 0, 0);
@@ -366,14 +365,20 @@ export class NbdClient implements NbdBackend {
     this.#stream.end();
   }
 
-  /** The connection is gone: null, as it was meant to be. Everything that has no answer fails. */
-  #lose(error: BlockError | null): void {
+  #cutAfter(ms: number, why: string): void {
+    this.#closeTimer?.cancel();
+    this.#closeTimer = this.#host.clock.after(ms, () => this.destroy(`${why} within ${ms} ms`));
+  }
+
+  /** The connection is gone. Everything that has no answer fails. */
+  #lose(error: BlockError): void {
     if (this.#gone) return;
     this.#gone = true;
     this.#closeTimer?.cancel();
-    this.#goneBy = error ?? this.#goneBy;
-    this.#lost = error ?? new BlockError('connection-lost', `the connection to ${this.#peer} was closed`);
-    this.#refusal ??= this.#lost;
+    // After NBD_CMD_DISC the server hangs up, in whatever way: it was meant to be.
+    if (!this.#discSent) this.#goneBy = error;
+    this.#lost = error;
+    this.#refusal ??= error;
     this.#writer.drop();
     this.#stream.destroy();
     for (const request of this.#inFlight.takeAll()) {

@@ -44,7 +44,7 @@ export class RequestWriter {
   readonly #cuts: number[] = [];
   readonly #spare: Arena[] = [];
 
-  /** @param payloadSent the buffer of a request with `sending` set is the caller's again */
+  /** @param payloadSent the stream has let go of the payload of a request that had `sending` set */
   constructor(stream: HostStream, clock: HostClock, payloadSent: (request: PendingRequest) => void) {
     this.#stream = stream;
     this.#clock = clock;
@@ -111,14 +111,15 @@ export class RequestWriter {
 
   #sendPayload(request: PendingRequest): void {
     const sent = this.#stream.send(request.buffer);
-    if (sent === undefined) {
+    if (sent === undefined && !request.replied) {
       request.sending = false;
       return;
     }
+    // Never in this call: what follows may issue other requests. (A reply that came before is a server that guesses.)
     const done = (): void => {
       request.sending = false;
       this.#payloadSent(request);
     };
-    sent.then(done, done);
+    (sent ?? Promise.resolve()).then(done, done);
   }
 }

@@ -353,10 +353,29 @@ test('a close that the server does not follow is cut after a time, and what is i
   const state = watch(peer.client.write(0, payload(16), 0));
   const closing = watch(peer.client.close());
   await settle();
-  peer.host.advance(10_000);
+  peer.host.advance(60_000);
   await settle();
   assert.deepEqual([state.state, closing.state], ['connection-lost', 'done']);
   assert.ok(peer.stream.destroyed);
+  const idle = await fakePeer();
+  const leaving = watch(idle.client.close());
+  idle.host.advance(10_000);
+  await settle();
+  assert.equal(leaving.state, 'done');
+});
+
+test("a reply that comes before its request has left settles it, when the payload is the caller's again", async () => {
+  const peer = await fakePeer();
+  const states = [watch(peer.client.write(0, payload(16), 0)), watch(peer.client.write(4096, payload(100_000), 0))];
+  peer.stream.arrive(simpleReply(cookieOf(0)));
+  peer.stream.arrive(simpleReply(cookieOf(1)));
+  await settle();
+  assert.deepEqual(
+    states.map((seen) => seen.state),
+    ['done', 'done'],
+  );
+  assert.deepEqual((await peer.requests()).map(shape), ['write 0 16', 'write 4096 100000']);
+  assert.equal(peer.client.inflightCount, 0);
 });
 
 test('a server that says NBD_ESHUTDOWN gets what is in flight answered, and NBD_CMD_DISC', async () => {
