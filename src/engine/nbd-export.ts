@@ -1,9 +1,9 @@
 /**
  * An NBD export over a block node: the life of an export, and nothing of its requests (those are `nbd/session.ts`).
  *
- * It is a parent of the node like any other: it needs permissions, its sessions are held while the graph drains the node,
- * and it goes only when nothing of it is in flight. Each request asks for the node anew, because the graph may put
- * another one there under running clients.
+ * It is a parent of the node like any other: it needs permissions, its sessions are held while the graph drains the
+ * node, and it goes only when nothing of it is in flight. Each request asks for the node anew, because the graph may
+ * put another one there under running clients.
  */
 import { type PermissionMask, permissionBits } from '../block/child.ts';
 import type { BlockParent, Graph, RootUse } from '../block/graph-view.ts';

@@ -7,10 +7,10 @@
  *   | ... head room ... [tail]|next arrival ->              |
  *
  * Where a request in flight still needs bytes of the slab, the next arrival is put behind what is there, and once the
- * slab is full the framer goes on in another one. A payload that does not fit into the head room gets a slab of its own,
- * into which the rest arrives directly. The payload of a refused write is passed over.
+ * slab is full the framer goes on in another one. A payload that does not fit into the head room gets its own slab, into
+ * which the rest arrives directly. The payload of a refused write is passed over.
  *
- * Use: write to `space()`, call `received`, then `next()` until it is false; after each true the fields tell of one request.
+ * Use: write to `space()`, call `received`, then `next()` until it is false; after each true the fields tell of a request.
  */
 import { NBD_CMD_WRITE, NBD_PAYLOAD_BYTES_MAX, NBD_REQUEST_BYTES, NBD_REQUEST_MAGIC } from './constants.ts';
 import type { Refusal, RequestHeader } from './request.ts';
@@ -116,7 +116,7 @@ export class Framer implements RequestHeader {
     return true;
   }
 
-  /** The payload of the write that `next` told of; borrowed until the next call, or as long as `holdPayload` holds it. */
+  /** The payload of the write that `next` told of; borrowed until the next call, or while `holdPayload` holds it. */
   payload(): Uint8Array {
     return this.#large === null ? this.#slab.part(this.#payloadAt, this.length) : this.#large.part(0, this.length);
   }

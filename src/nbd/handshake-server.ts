@@ -149,7 +149,7 @@ export class HandshakeServer {
     return nothing;
   }
 
-  /** NBD_OPT_EXPORT_NAME cannot be answered with an error, and who sends megabytes of option is no client: both are hung up. */
+  /** An export name has no error reply, and who sends megabytes of option is no client: both are hung up. */
   #beginDrop(option: number, length: number): Uint8Array | null {
     this.#options += 1;
     if (option === NBD_OPT_EXPORT_NAME || length > optionDropBytesMax || this.#options > optionsMax) {

@@ -5,7 +5,7 @@
  *   | sent ... |from: replies of this batch |at: free ...        |
  *
  * Data of a read is put straight where it leaves from: `place` gives the memory, `finishRead` writes the header before
- * it. A read that is not answered at once keeps its piece (`detach`), held in its slab, and the batch goes on behind it.
+ * it. A read that is not answered at once keeps its piece (`detach`), held in its slab; the batch goes on behind it.
  * A piece handed to the stream is held until the stream has taken it.
  */
 import type { Done } from '../util/later.ts';
@@ -68,7 +68,7 @@ export class ReplyWriter {
     this.dataAt = structured ? NBD_STRUCTURED_REPLY_BYTES + offsetBytes : NBD_SIMPLE_REPLY_BYTES;
   }
 
-  /** Memory for the data of a read of `length` bytes. Follow with `finishRead`, `detach` or `giveUp`, nothing in between. */
+  /** Memory for the data of a read of `length` bytes. What follows is `finishRead`, `detach` or `giveUp`, nothing else. */
   place(length: number): Uint8Array {
     const bytes = this.dataAt + length;
     if (bytes <= inlineBytesMax) {
@@ -101,7 +101,7 @@ export class ReplyWriter {
     this.#placed = this.#slab;
   }
 
-  /** The read goes on: it keeps its memory, and what follows is put elsewhere. End it with `finishPiece` or `dropPiece`. */
+  /** The read goes on and keeps its memory; what follows is put elsewhere. `finishPiece` or `dropPiece` ends it. */
   detach(length: number): Piece {
     const piece: Piece = { slab: this.#placed, at: this.#placedAt, bytes: this.dataAt + length };
     if (this.#placed === this.#slab) {

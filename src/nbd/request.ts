@@ -1,7 +1,7 @@
 /**
  * What a request may ask: flags against what was announced, ranges, alignment, lengths, and the error that the protocol
  * document gives for each (doc/proto.md, "Request types", "Error values"). A refused request is answered and the
- * connection goes on; what cannot be understood any more (bad magic, a payload beyond all bounds) ends it in the framer.
+ * connection goes on; what cannot be understood any more (bad magic, a payload beyond all bounds) ends in the framer.
  */
 
 import { isRange } from '../util/bytes.ts';
@@ -145,7 +145,7 @@ export class RequestRules {
     }
   }
 
-  /** Inside what was announced, and inside what is there now (the node below may have been replaced by a shorter one). */
+  /** Inside what was announced and what is there now: the node below may have been replaced by a shorter one. */
   #range(offset: number, length: number, otherwise: Refusal): Refusal {
     if (!isRange(offset, length, this.#size) || offset + length > this.#exported.backend.length) return otherwise;
     // The low 32 bits suffice: a minimum block size is at most 64 KiB ("Size constraints").

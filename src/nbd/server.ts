@@ -121,7 +121,7 @@ export class NbdServer implements ConnectionOwner {
     return session;
   }
 
-  /** @internal for connections; one with a session goes when that is gone, so that vanished clients with stuck requests count. */
+  /** @internal for connections; one with a session keeps its place until the requests of that have ended */
   ended(connection: Connection): void {
     if (connection.session === null) this.#connections.delete(connection);
   }

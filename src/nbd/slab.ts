@@ -2,9 +2,9 @@
  * Memory of the data path: slabs from a bounded pool, counted by holds.
  *
  * A slab is held by whoever still needs its bytes: the framer its receive slab, the reply writer its arena, a request
- * that was not answered at once the slab its payload lies in, a send that the system did not take at once what it sends.
- * The last release gives it back. So nothing is allocated while requests are answered at once, and memory is bounded by
- * what is in flight plus what the pool keeps.
+ * that was not answered at once the slab its payload lies in, a send that was not taken at once what it sends. The last
+ * release gives it back. So nothing is allocated while requests are answered at once, and memory is bounded by what is
+ * in flight plus what the pool keeps.
  */
 import { viewOf } from '../util/bytes.ts';
 
@@ -25,7 +25,7 @@ export class Slab {
   readonly #parts: (Uint8Array | undefined)[];
 
   constructor(bytes: number) {
-    // Not filled with zeroes: whoever sends a piece has written all of it. A plain Uint8Array, because Buffer's slices are slower.
+    // Not filled with zeroes: whoever sends a piece has written all of it. Not a Buffer: its slices are slower.
     this.memory = new Uint8Array(Buffer.allocUnsafeSlow(bytes).buffer);
     this.view = viewOf(this.memory);
     this.#parts = new Array((bytes >> viewShift) + 1);
@@ -66,7 +66,7 @@ export class SlabPool {
     return slab;
   }
 
-  /** Gives one hold back; the last one puts the slab into the pool, or leaves it to the collector if the pool is full. */
+  /** Gives one hold back; after the last one the slab is the pool's, or nobody's if the pool is full. */
   release(slab: Slab): void {
     slab.holds -= 1;
     if (slab.holds > 0) return;

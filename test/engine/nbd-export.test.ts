@@ -92,7 +92,7 @@ test('what a client writes is in the node, and a read-only export refuses it', a
   assert.equal((await new TestClient(host).ask(write(2))).error, 1);
 });
 
-test('an export holds what it needs of its node, names itself in a conflict, and gives it back when closed', async () => {
+test('an export holds what it needs of its node, is named in a conflict, and gives the node back', async () => {
   const { graph, open } = await world();
   await graph.add(memory());
   const exported = await open();
@@ -108,7 +108,7 @@ test('an export holds what it needs of its node, names itself in a conflict, and
   await graph.remove('disk0');
 });
 
-test('what cannot be exported is refused: a read-only node to write on, no order where the node keeps none, long names', async () => {
+test('refused: writing on a read-only node, order where the node keeps none, names that are too long', async () => {
   const { graph, open } = await world();
   await graph.add({ ...memory(), 'read-only': true });
   await graph.add({ ...slow('unordered'), ordered: false });

@@ -17,7 +17,7 @@ size = h.get_size()
 assert size == 8 << 20, size
 assert h.can_df() == structured
 assert not h.can_cache()
-assert h.can_fua() and h.can_flush() and h.can_trim() and h.can_zero() and h.can_fast_zero() and h.can_multi_conn()
+assert h.can_fua() and h.can_flush() and h.can_trim() and h.can_zero() and h.can_fast_zero()
 
 for length in (1, 511, 4096, 65536, 65537, 1 << 20, 5 << 20):
     data = bytes((i * 7 + length) & 255 for i in range(4096)) * (length // 4096 + 1)

@@ -14,10 +14,10 @@ requireTools('python3');
 
 for (const structured of [true, false]) {
   for (const backend of ['memory', 'file']) {
-    test(`libnbd: every command and error, ${structured ? 'structured' : 'simple'} replies, over ${backend}`, async (t) => {
+    test(`every command and error of libnbd, ${structured ? 'structured' : 'simple'} replies, ${backend}`, async (t) => {
       const path = `${await temporaryFolder(t)}/disk`;
       await emptyFile(path, size);
-      const { socket } = await ourServer(t, backend === 'file' ? { file: path } : { memory: size }, '--ordered');
+      const { socket } = await ourServer(t, backend === 'file' ? { file: path } : { memory: size }, { ordered: true });
       const result = await run(python, [script, socket, structured ? '1' : '0']);
       assert.equal(result.stderr, '');
       assert.equal(result.stdout.trim(), 'good');

@@ -45,7 +45,7 @@ test('nbdcopy copies from one of our servers to another', async (t) => {
   const folder = await temporaryFolder(t);
   await motley(`${folder}/source`);
   await emptyFile(`${folder}/target`, size);
-  const from = await ourServer(t, { file: `${folder}/source` }, '--read-only');
+  const from = await ourServer(t, { file: `${folder}/source` }, { readOnly: true });
   const to = await ourServer(t, { file: `${folder}/target` });
   await nbdcopy('--connections=4', from.uri, to.uri);
   assert.ok((await readFile(`${folder}/source`)).equals(await readFile(`${folder}/target`)));

@@ -17,7 +17,7 @@ async function nbdinfo(...args: string[]): Promise<string> {
 }
 
 test('nbdinfo --json shows size, flags, block sizes and contexts of an export', async (t) => {
-  const { uri } = await ourServer(t, { memory: 8 * MiB }, '--ordered');
+  const { uri } = await ourServer(t, { memory: 8 * MiB }, { ordered: true });
   const [shown] = JSON.parse(await nbdinfo('--json', uri)).exports;
   assert.equal(shown['export-size'], 8 * MiB);
   assert.deepEqual(shown.contexts, ['base:allocation', 'blockstep:ordered']);
@@ -32,7 +32,7 @@ test('nbdinfo --json shows size, flags, block sizes and contexts of an export', 
 });
 
 test('nbdinfo shows a read-only export as such, over TCP too', async (t) => {
-  const { uri } = await ourServer(t, { memory: MiB }, '--read-only');
+  const { uri } = await ourServer(t, { memory: MiB }, { readOnly: true });
   assert.equal(JSON.parse(await nbdinfo('--json', uri)).exports[0].is_read_only, true);
   assert.equal((await nbdinfo('--size', await ourTcpServer(t, 3 * MiB))).trim(), String(3 * MiB));
 });

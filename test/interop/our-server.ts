@@ -1,10 +1,12 @@
 /** Our NBD server in a process of its own, for foreign clients. */
-import { truncate, writeFile } from 'node:fs/promises';
+import { access, truncate, writeFile } from 'node:fs/promises';
 import type { TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type Daemon, spawnDaemon } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 
 const script = new URL('../support/serve.ts', import.meta.url).pathname;
+const entry = new URL('../../src/cli/main.ts', import.meta.url).pathname;
 
 export interface OurServer {
   readonly daemon: Daemon;
@@ -14,19 +16,60 @@ export interface OurServer {
   uriOf(exportName: string): string;
 }
 
-/** Serves a file, or memory, over a unix socket until the test ends. */
+export interface ServeHow {
+  readonly readOnly?: boolean;
+  readonly ordered?: boolean;
+}
+
+/**
+ * Serves over a unix socket until the test ends: a file through the storage daemon (file, raw, export), memory through
+ * the NBD library alone, where the name `refused` is refused.
+ */
 export async function ourServer(
   t: TestContext,
   what: { readonly file: string } | { readonly memory: number },
-  ...more: string[]
+  how: ServeHow = {},
 ): Promise<OurServer> {
   const socket = `${await temporaryFolder(t)}/nbd.sock`;
-  const source = 'file' in what ? ['--file', what.file] : ['--memory', String(what.memory)];
-  const daemon = await spawnDaemon(t, process.execPath, [script, ...source, '--unix', socket, ...more], {
-    ready: /^ready/m,
-  });
+  const args = 'file' in what ? daemonArgs(what.file, socket, how) : libraryArgs(what.memory, socket, how);
+  const daemon = await spawnDaemon(t, process.execPath, args);
+  // The daemon writes its pid file once everything serves; the library's one export is there with the socket.
+  while (!(await isThere('file' in what ? pidfileOf(socket) : socket))) {
+    const ended = await Promise.race([daemon.exited, sleep(20, 'running')]);
+    if (ended !== 'running') throw new Error(`the server ended (${ended}): ${daemon.stdout()}${daemon.stderr()}`);
+  }
   const uriOf = (exportName: string) => `nbd+unix:///${exportName}?socket=${socket}`;
   return { daemon, socket, uri: uriOf('disk'), uriOf };
+}
+
+const pidfileOf = (socket: string) => `${socket}.pid`;
+
+function libraryArgs(memory: number, socket: string, how: ServeHow): string[] {
+  return [
+    ...[script, '--memory', String(memory), '--unix', socket],
+    ...(how.readOnly === true ? ['--read-only'] : []),
+    ...(how.ordered === true ? ['--ordered'] : []),
+  ];
+}
+
+function daemonArgs(file: string, socket: string, how: ServeHow): string[] {
+  const only = how.readOnly === true ? ',read-only=on' : '';
+  const exported = `type=nbd,id=disk,node-name=disk0,name=disk,writable=${how.readOnly === true ? 'off' : 'on'}`;
+  return [
+    ...[entry, 'storage-daemon'],
+    ...['--blockdev', `driver=file,node-name=file0,filename=${file}${only}`],
+    ...['--blockdev', `driver=raw,node-name=disk0,file=file0${only}`],
+    ...['--nbd-server', `addr.type=unix,addr.path=${socket}`],
+    ...['--export', `${exported},ordered=${how.ordered === true ? 'on' : 'off'}`],
+    ...['--pidfile', pidfileOf(socket)],
+  ];
+}
+
+async function isThere(path: string): Promise<boolean> {
+  return await access(path).then(
+    () => true,
+    () => false,
+  );
 }
 
 /** The same over TCP on loopback: gives `nbd://127.0.0.1:PORT/disk`. */

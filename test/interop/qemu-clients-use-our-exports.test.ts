@@ -84,7 +84,7 @@ test('qemu-img info shows a refused export with the sentence why', async (t) => 
 test('a read-only export refuses qemu-io writes and is read', async (t) => {
   const path = `${await temporaryFolder(t)}/disk`;
   await writeFile(path, Buffer.alloc(MiB, 7));
-  const { uri } = await ourServer(t, { file: path }, '--read-only');
+  const { uri } = await ourServer(t, { file: path }, { readOnly: true });
   const { stdout, stderr } = await run('qemu-io', ['-f', 'raw', '-c', 'write -P 1 0 512', uri]);
   assert.match(stdout + stderr, /read-only|Permission denied|not permitted/i);
   await good('qemu-io', '-r', '-f', 'raw', '-c', 'read -P 7 0 1M', uri);

@@ -14,8 +14,8 @@ const length = 256 * 1024;
 type Fate = 'now' | 'later' | 'fails now' | 'fails later';
 
 /**
- * A backend whose k-th call has the k-th fate. It takes effect when it is called; a late read fills its buffer only when
- * it ends, and a late write looks then whether its buffer still holds what it was given: memory has one owner.
+ * A backend whose k-th call has the k-th fate. It takes effect when it is called; a late read fills its buffer only
+ * when it ends, and a late write looks then whether its buffer still holds what it was given: memory has one owner.
  */
 class FatefulBackend implements NbdBackend {
   readonly length = length;
