@@ -11,9 +11,6 @@ export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
   const { graph } = engine;
   return {
     'blockdev-add': async (options) => {
-      if (options['node-name'] === undefined) {
-        throw new BlockError('invalid-option', 'arguments.node-name: is missing');
-      }
       await graph.add(options);
     },
     'blockdev-del': (args) => graph.remove(args['node-name']),

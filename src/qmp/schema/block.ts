@@ -9,7 +9,7 @@ import { nodeName, nothing, size } from './common.ts';
 export const blockdevOptions = z
   .looseObject({
     driver: z.string().min(1).max(255).describe('name of the driver; the options of each are listed below'),
-    'node-name': nodeName.optional().describe('name of the new node; must be given'),
+    'node-name': nodeName.describe('name of the new node'),
   })
   .meta({ id: 'BlockdevOptions' });
 

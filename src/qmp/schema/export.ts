@@ -23,7 +23,7 @@ const moreOfServer = {
     .min(0)
     .max(0xffff_ffff)
     .optional()
-    .describe('clients at the same time; 0: no limit of its own'),
+    .describe('clients at the same time; 0 (default): the limit of the server itself, 128'),
   server: serverName,
 };
 
