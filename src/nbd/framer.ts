@@ -7,10 +7,10 @@
  *   | ... head room ... [tail]|next arrival ->              |
  *
  * Where a request in flight still needs bytes of the slab, the next arrival is put behind what is there, and once the
- * slab is full the framer goes on in another one. A payload that does not fit into the head room gets its own slab, into
- * which the rest arrives directly. The payload of a refused write is passed over.
+ * slab is full the framer goes on in another one. A payload that does not fit into the head room gets its own slab: the
+ * rest arrives there directly. The payload of a refused write is passed over.
  *
- * Use: write to `space()`, call `received`, then `next()` until it is false; after each true the fields tell of a request.
+ * Use: write to `space()`, call `received`, then `next()` until it is false; after a true the fields tell of a request.
  */
 import { NBD_CMD_WRITE, NBD_PAYLOAD_BYTES_MAX, NBD_REQUEST_BYTES, NBD_REQUEST_MAGIC } from './constants.ts';
 import type { Refusal, RequestHeader } from './request.ts';

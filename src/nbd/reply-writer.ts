@@ -68,7 +68,7 @@ export class ReplyWriter {
     this.dataAt = structured ? NBD_STRUCTURED_REPLY_BYTES + offsetBytes : NBD_SIMPLE_REPLY_BYTES;
   }
 
-  /** Memory for the data of a read of `length` bytes. What follows is `finishRead`, `detach` or `giveUp`, nothing else. */
+  /** Memory for the data of a read of `length` bytes. What follows is `finishRead`, `detach` or `giveUp`. */
   place(length: number): Uint8Array {
     const bytes = this.dataAt + length;
     if (bytes <= inlineBytesMax) {

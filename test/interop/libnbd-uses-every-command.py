@@ -62,7 +62,8 @@ if structured:
     seen = {}
     h.block_status(1 << 20, 0, lambda context, offset, entries, error: seen.setdefault(context, list(entries)) and 0)
     assert set(seen) == {"base:allocation"}, seen
-    assert sum(seen["base:allocation"][::2]) == 1 << 20
+    # A server may stop early; it never says nothing.
+    assert 0 < sum(seen["base:allocation"][::2]) <= 1 << 20, seen
     one = []
     h.block_status(4096, 0, lambda context, offset, entries, error: one.append(list(entries)) and 0, nbd.CMD_FLAG_REQ_ONE)
     assert all(len(entries) == 2 and entries[0] <= 4096 for entries in one), one

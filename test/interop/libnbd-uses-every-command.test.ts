@@ -14,7 +14,7 @@ requireTools('python3');
 
 for (const structured of [true, false]) {
   for (const backend of ['memory', 'file']) {
-    test(`every command and error of libnbd, ${structured ? 'structured' : 'simple'} replies, ${backend}`, async (t) => {
+    test(`libnbd: every command and error, ${structured ? 'structured' : 'simple'}, ${backend}`, async (t) => {
       const path = `${await temporaryFolder(t)}/disk`;
       await emptyFile(path, size);
       const { socket } = await ourServer(t, backend === 'file' ? { file: path } : { memory: size }, { ordered: true });
