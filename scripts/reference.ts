@@ -37,8 +37,8 @@ const introduction = `# QMP reference
 Made by \`npm run docs\` from the schemas that check every command; do not edit it by hand.
 
 A client connects to the QMP socket, reads the greeting, gives \`qmp_capabilities\`, then commands. A message is a JSON
-object; no newline is needed. Members and commands that QEMU has are as in QEMU; those that it has not say *ours*, or stand
-in the families *Replication* and *The pair*.
+object; no newline is needed. Members and commands that QEMU has are as in QEMU; those that it has not say *ours*, or
+stand in the families *Replication* and *The pair*.
 
 \`\`\`
 <- {"QMP": {"version": {...}, "capabilities": []}}
@@ -50,8 +50,8 @@ in the families *Replication* and *The pair*.
 <- {"error": {"class": "GenericError", "desc": "arguments.addr.data.port: expected a string, got 10809"}, "id": 2}
 \`\`\`
 
-An error also has the member \`__blockstep_code\`: one of the [error codes](#error-codes). A member that a command does not
-know is an error. Sizes and offsets are bytes, whole numbers up to 2^53-1.`;
+An error also has the member \`__blockstep_code\`: one of the [error codes](#error-codes). A member that a command does
+not know is an error. Sizes and offsets are bytes, whole numbers up to 2^53-1.`;
 
 function renderFamily(family: CommandFamily, types: Types): string {
   const commands = family.commands.map((command) => renderCommand(command, types));

@@ -19,7 +19,7 @@ import {
   storageHelp,
 } from './storage-options.ts';
 
-/** Runs until it is stopped; gives the exit code. @throws BlockError if it cannot start, or if the stop lost something */
+/** Runs until it is stopped; gives the exit code. @throws BlockError if it cannot start, or a stop that failed */
 export async function storageDaemon(argv: string[]): Promise<number> {
   const options = parseStorageOptions(argv, new DriverRegistry(drivers));
   if (options.show !== null) {

@@ -110,7 +110,7 @@ export class Engine implements QmpTarget {
     if (first !== null) throw first;
   }
 
-  /** Flushes from the tops of the graph: what users wrote without a flush of their own is durable after a clean stop. */
+  /** Flushes from the tops of the graph: what users wrote is durable after a clean stop, also without their flush. */
   async #flush(): Promise<void> {
     let first: unknown;
     for (const { node, readOnly, parents, nodeName } of this.graph.list()) {

@@ -132,7 +132,9 @@ export class QmpClient implements QmpTarget {
         this.#fail(
           new BlockError(
             'connection-lost',
-            `${this.#where}: the QMP connection ${error === null ? 'was closed by the other side' : `broke: ${error.message}`}`,
+            error === null
+              ? `${this.#where}: the other side closed the QMP connection`
+              : `${this.#where}: the QMP connection broke: ${error.message}`,
           ),
         ),
     };

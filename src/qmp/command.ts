@@ -17,7 +17,7 @@ export interface CommandDefinition<
   readonly summary: string;
   /** A strict object (a member that it does not know is refused), or a loose one where a driver checks the rest. */
   readonly arguments: Arguments;
-  /** What QMP calls `return`; `nothing` of schema/common.ts for a command that gives nothing back (`{}` on the wire). */
+  /** What QMP calls `return`; `nothing` of schema/common.ts where nothing is given back (`{}` on the wire). */
   readonly returns: Returns;
 }
 

@@ -1,10 +1,11 @@
 /**
  * The wire of QMP: a stream of bytes to JSON values, and a value to bytes (QEMU's docs/interop/qmp-spec).
  *
- * A message ends where its brackets balance; no newline is needed. What is not JSON is reported once and the stream goes
- * on ("Forcing the JSON parser into known-good state"): a byte that no JSON has, a control character for one, throws away
- * what was collected, and the next message counts. Strings may stand in single quotes, and know the escape `\'`: both
- * are rewritten on the way in, so that what is parsed is plain JSON. Fed byte by byte it gives the same values.
+ * A message ends where its brackets balance; no newline is needed. What is not JSON is reported once and the stream
+ * goes on ("Forcing the JSON parser into known-good state"): a byte that no JSON has, a control character for one,
+ * throws away what was collected, and the next message counts. Strings may stand in single quotes, and know the escape
+ * `\'`: both are rewritten on the way in, so that what is parsed is plain JSON. Fed byte by byte it gives the same
+ * values.
  */
 
 export interface JsonSink {

@@ -3,8 +3,8 @@
  * same command takes over QMP (QEMU's "keyval" options).
  *
  * All leaves of the dotted form are strings. `fitStrings` turns those into numbers and booleans that a schema wants
- * there, and only those: it asks the schema what it minds, converts that, and asks again. So there is one schema for both
- * doors, and no second list of types.
+ * there, and only those: it asks the schema what it minds, converts that, and asks again. So there is one schema for
+ * both doors, and no second list of types.
  */
 import type { z } from 'zod';
 import { BlockError } from '../util/errors.ts';
@@ -104,8 +104,8 @@ function listsOf(value: unknown, path: string): unknown {
 type Issue = z.core.$ZodIssue;
 
 /**
- * A copy of `value` in which strings stand as numbers and booleans where `schema` wants those. What does not fit is left
- * as it is: the check that follows names it.
+ * A copy of `value` in which strings stand as numbers and booleans where `schema` wants those. What does not fit is
+ * left as it is: the check that follows names it.
  */
 export function fitStrings<Value>(schema: z.ZodType, value: Value): Value {
   const fitted = structuredClone(value);

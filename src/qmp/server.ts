@@ -2,9 +2,9 @@
  * The QMP server: listens, and lets each client talk to one `QmpTarget` (QEMU's docs/interop/qmp-spec).
  *
  * A client is greeted, negotiates (only `qmp_capabilities` is taken before), then gives commands; its commands are run
- * one after the other and answered in order, those of different clients side by side. Events go to every client that has
- * negotiated. A client that sends faster than its commands run is not read; one that does not read what waits for it is
- * hung up: nothing grows without bound.
+ * one after the other and answered in order, those of different clients side by side. Events go to every client that
+ * has negotiated. A client that sends faster than its commands run is not read; one that does not read what waits for
+ * it is hung up: nothing grows without bound.
  */
 import type { Host, HostListener, HostStream, SocketAddress, StreamReceiver } from '../host/host.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
@@ -270,8 +270,8 @@ function isObject(value: unknown): value is Record<string, unknown> {
 }
 
 /**
- * An error as the client sees it. The code of our own table goes along under a downstream name ("Downstream extension of
- * QMP"), so that a `QmpClient` at the other end has it again; other clients ignore it.
+ * An error as the client sees it. The code of our own table goes along under a downstream name ("Downstream extension
+ * of QMP"), so that a `QmpClient` at the other end has it again; other clients ignore it.
  */
 function describeError(thrown: unknown): object {
   const error = toBlockError(thrown);

@@ -10,7 +10,7 @@ export interface QmpEvent {
 }
 
 export interface QmpTarget {
-  /** Runs one command; resolves with what QMP calls `return`. Rejects with a `BlockError` that carries the QMP class. */
+  /** Runs one command; resolves with what QMP calls `return`. Rejects with a `BlockError` that has the QMP class. */
   execute(command: string, args?: Readonly<Record<string, unknown>>): Promise<unknown>;
   /** Events from now on; the function returned ends it. */
   subscribe(listener: (event: QmpEvent) => void): () => void;

@@ -50,7 +50,7 @@ async function refuses(t: TestContext, args: string[], code: number, message: Re
   assert.equal(result.stdout, '');
 }
 
-test('a graph is built in the order of the options, real clients use its export, and quit ends it cleanly', async (t) => {
+test('a graph is built in the order of the options, clients use its export, quit ends it cleanly', async (t) => {
   const folder = await temporaryFolder(t);
   await writeFile(join(folder, 'a,b'), '');
   await truncate(join(folder, 'a,b'), 1024 * 1024);

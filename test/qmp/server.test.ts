@@ -48,7 +48,7 @@ test('a client is greeted in the shape of QMP', async (t) => {
   assert.match(String(QMP.version?.package), /^blockstep /);
 });
 
-test('before the negotiation only qmp_capabilities is taken and no event is told; afterwards it is refused', async (t) => {
+test('before the negotiation only qmp_capabilities is taken and no event told; later it is refused', async (t) => {
   const { target, path } = await setting(t);
   const client = await rawClient(t, path);
   await client.next();

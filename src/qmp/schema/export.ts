@@ -91,8 +91,8 @@ export const exportSchema = [
   defineCommand({
     name: 'block-export-del',
     summary:
-      'Takes an export away. It returns when the export is gone: clients are hung up and what they asked for has ended. ' +
-      'Then comes BLOCK_EXPORT_DELETED.',
+      'Takes an export away. It returns when the export is gone: clients are hung up and what they asked for has ' +
+      'ended. Then comes BLOCK_EXPORT_DELETED.',
     arguments: z.strictObject({
       id,
       mode: z

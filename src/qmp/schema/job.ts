@@ -65,8 +65,8 @@ export const jobSchema = [
   defineCommand({
     name: 'blockdev-mirror',
     summary:
-      'Copies a node to another and keeps both in step; `job-complete` then puts the target in the place of the node, ' +
-      '`block-job-cancel` leaves everything as it is.',
+      'Copies a node to another and keeps both in step; `job-complete` then puts the target in the place of the ' +
+      'node, `block-job-cancel` leaves everything as it is.',
     arguments: z.strictObject({
       'job-id': id.optional().describe('id of the job (default: the device)'),
       device: nodeName.describe('node that is copied'),
