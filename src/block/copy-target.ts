@@ -23,7 +23,7 @@ export interface CopyTarget {
   flush(): Done;
 }
 
-/** A taken range. `send`, `skip` or `giveBack` is called once, last. */
+/** A taken range. `send`, `skipZeroes` or `giveBack` is called once, last. */
 export interface CopyTicket {
   /** Gives back what is beyond `length`, a multiple of the granularity. */
   trim(length: number): void;
@@ -32,8 +32,11 @@ export interface CopyTicket {
    * bytes may still be read after it, so their memory is not used again then.
    */
   send(bytes: Uint8Array | null): Done;
-  /** The target is known to have it. */
-  skip(): void;
+  /**
+   * The range is zeroes, and the target was zero before all: nothing is sent, unless something was sent there since. Then
+   * it is sent as zeroes.
+   */
+  skipZeroes(): Done;
   /** It could not be read: it stays one to be copied. */
   giveBack(): void;
 }

@@ -146,6 +146,14 @@ export class LinkGroup {
   }
 
   /**
+   * The process ends, and nobody will set another mode: whoever is held is let go, with an error. Only once nobody can
+   * hear an answer any more: above a quorum that error may count as success (see `pair.md` 7).
+   */
+  shutDown(): void {
+    if (this.#mode === 'held') this.#move('refusing');
+  }
+
+  /**
    * Two passes, so that no member sends or answers anything while another one still has the old mode. A request that
    * is sent in the second pass may fail at once and take the link down again: then the inner change is the last word.
    */

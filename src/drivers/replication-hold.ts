@@ -19,7 +19,7 @@
  */
 import { asBreakable } from '../block/breakable.ts';
 import type { Child } from '../block/child.ts';
-import type { CopyTarget, CopyTicket } from '../block/copy-target.ts';
+import type { CopyTarget } from '../block/copy-target.ts';
 import type { DirtyRange } from '../block/dirty-bitmap.ts';
 import type { OpenContext } from '../block/driver.ts';
 import {
@@ -36,6 +36,7 @@ import { BlockError } from '../util/errors.ts';
 import { attempt, type Deferred, type Done, deferred } from '../util/later.ts';
 import type { LinkOptions, ReplicationLink } from './replication-link.ts';
 import type { ReplicationMarks } from './replication-marks.ts';
+import { MissingBlocks } from './replication-missing.ts';
 import { StallWatch } from './replication-stall.ts';
 import { ReplicationStream, type StreamOwner } from './replication-stream.ts';
 
@@ -364,48 +365,5 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
       'window-bytes': this.stream?.inFlightBytes ?? 0,
       'forwarded-bytes': this.forwardedBefore + (this.stream?.forwardedBytes ?? 0),
     };
-  }
-}
-
-/** What a sync copies: over the one stream it was made for, because a broken link ends it. */
-class MissingBlocks implements CopyTarget {
-  private readonly stream: ReplicationStream;
-  private readonly marks: ReplicationMarks;
-
-  constructor(stream: ReplicationStream, marks: ReplicationMarks) {
-    this.stream = stream;
-    this.marks = marks;
-  }
-
-  get granularity(): number {
-    return this.marks.granularity;
-  }
-
-  get remainingBytes(): number {
-    return this.marks.missingBytes - this.stream.heldBytes;
-  }
-
-  next(from: number, lengthMax: number): DirtyRange | null {
-    const range = this.stream.nextMissing(from);
-    return range === null ? null : { offset: range.offset, length: Math.min(range.length, lengthMax) };
-  }
-
-  take(range: DirtyRange): CopyTicket {
-    const { stream } = this;
-    const hold = stream.hold(range);
-    return {
-      trim: (length: number): void => stream.trim(hold, length),
-      send: (bytes: Uint8Array | null): Done => stream.copy(hold, bytes, writeFlags.none),
-      skip: (): void => stream.skip(hold),
-      giveBack: (): void => stream.release(hold),
-    };
-  }
-
-  cancel(reason: BlockError): void {
-    this.stream.dropCopies(reason);
-  }
-
-  flush(): Done {
-    return this.stream.flush();
   }
 }

@@ -31,6 +31,8 @@ export class ReplicationMarks {
   private readonly missing: DirtyBitmap;
   private written: DirtyBitmap;
   private proving: DirtyBitmap;
+  /** sent at any time since the filter was opened: the other side may not be zero there any more */
+  private readonly sent: DirtyBitmap;
   /** missing because the local disk failed a write that S was given (pair.md 8) */
   private readonly diverged: DirtyBitmap;
 
@@ -40,6 +42,7 @@ export class ReplicationMarks {
     this.missing = new DirtyBitmap(length, granularity);
     this.written = new DirtyBitmap(length, granularity);
     this.proving = new DirtyBitmap(length, granularity);
+    this.sent = new DirtyBitmap(length, granularity);
     this.diverged = new DirtyBitmap(length, granularity);
   }
 
@@ -48,6 +51,7 @@ export class ReplicationMarks {
   /** A write is sent to S. */
   markWritten(offset: number, length: number): void {
     this.written.mark(offset, length);
+    this.sent.mark(offset, length);
   }
 
   /** S does not have a write: it was not sent, or its fate is not known. */
@@ -74,7 +78,7 @@ export class ReplicationMarks {
   /** A copy of whole blocks is sent to S: from now on it is like any write. */
   markCopied(offset: number, length: number): void {
     this.markPresent(offset, length);
-    this.written.mark(offset, length);
+    this.markWritten(offset, length);
   }
 
   /** Whole blocks that S is known to have, durably. */
@@ -114,6 +118,11 @@ export class ReplicationMarks {
 
   anyMissing(offset: number, length: number): boolean {
     return !this.missing.empty && this.missing.any(offset, length);
+  }
+
+  /** Anything of the range was sent since the filter was opened. */
+  wasSent(offset: number, length: number): boolean {
+    return this.sent.any(offset, length);
   }
 
   /** The run of blocks at `offset` that are all missing or all there, clipped to `end`. */

@@ -5,18 +5,16 @@
  * the order placed; one that finds no room, or a range that a copy holds, waits in line with all that come after it.
  * Requests answered early are done when placed, the others when the child has answered.
  *
- * Invariants: what was sent and is not answered when the stream is abandoned is marked missing in that same call; a
- * flush goes out only after the replies to everything that was placed before it, or directly behind it to a child that
- * keeps the order of one connection (pair.md 3); its success proves just that (pair.md 4). An abandoned stream answers
- * nobody: its promises reject, and whoever waits asks again in the next mode.
+ * Invariants: what was sent and is not answered when the stream is abandoned is marked missing in that same call. An
+ * abandoned stream answers nobody: its promises reject, and whoever waits asks again in the next mode.
  */
 import type { Child } from '../block/child.ts';
 import { type TakenRange, TakenRanges } from '../block/copy-target.ts';
 import type { DirtyRange } from '../block/dirty-bitmap.ts';
-import type { DriverNode } from '../block/driver.ts';
 import { type WriteFlags, writeFlags } from '../block/node.ts';
 import { type BlockError, toBlockError } from '../util/errors.ts';
-import { attempt, type Deferred, type Done, deferred } from '../util/later.ts';
+import { type Deferred, type Done, deferred } from '../util/later.ts';
+import { type FlushOwner, ReplicationFlushes } from './replication-flushes.ts';
 import type { ReplicationMarks } from './replication-marks.ts';
 import { ReplicationWindow, type WindowPiece } from './replication-window.ts';
 
@@ -61,7 +59,7 @@ class Sent {
   }
 }
 
-export class ReplicationStream {
+export class ReplicationStream implements FlushOwner {
   private readonly child: Child;
   private readonly marks: ReplicationMarks;
   private readonly owner: StreamOwner;
@@ -75,16 +73,12 @@ export class ReplicationStream {
   private readonly holds = new TakenRanges();
   /** leaves ranges that are missing to the copy that will come by (mode syncing) */
   skipsMissing = false;
-  private generation = 0;
-  private readonly unanswered = [0, 0];
-  /** the flush under way, and the one that begins after it, which all later ones join */
-  private flushing: Deferred | null = null;
-  private nextFlush: Deferred | null = null;
-  private flushSent = false;
+  private readonly flushes: ReplicationFlushes;
   private idleWaiter: Deferred | null = null;
   private down: BlockError | null = null;
-  /** bytes of users' writes that the other side has acknowledged or not, since the filter was opened: see `info` */
+  /** bytes of users' writes that were sent and are not answered */
   inFlightBytes = 0;
+  /** bytes of users' writes that were answered */
   forwardedBytes = 0;
 
   constructor(child: Child, marks: ReplicationMarks, windowBytes: number, owner: StreamOwner) {
@@ -92,6 +86,7 @@ export class ReplicationStream {
     this.marks = marks;
     this.owner = owner;
     this.window = new ReplicationWindow(windowBytes);
+    this.flushes = new ReplicationFlushes(child, marks, this);
   }
 
   get windowBytes(): number {
@@ -165,8 +160,7 @@ export class ReplicationStream {
     const sent = this.spare.pop() ?? new Sent(this);
     sent.offset = offset;
     sent.length = length;
-    sent.generation = this.generation;
-    this.addUnanswered(this.generation, 1);
+    sent.generation = this.flushes.enter();
     this.sent.add(sent);
     return sent;
   }
@@ -213,14 +207,13 @@ export class ReplicationStream {
     sent.request = null;
     sent.isCopy = false;
     if (this.spare.length < spareMax) this.spare.push(sent);
-    this.addUnanswered(generation, -1);
     if (piece !== null) this.window.giveBack(piece);
     if (request !== null) {
       request.pending -= 1;
       if (request.pending === 0) this.settleBorrower(request);
     }
     if (this.down !== null) return;
-    if (this.flushing !== null && !this.flushSent) this.sendFlushIfDue();
+    this.flushes.answered(generation);
     this.pump();
     this.wakeIdle();
   }
@@ -272,10 +265,11 @@ export class ReplicationStream {
   }
 
   /** The other side has the held range already. */
-  skip(hold: TakenRange): void {
+  skip(hold: TakenRange): Done {
     if (this.down !== null) throw this.down;
     this.marks.markPresent(hold.offset, hold.length);
     this.release(hold);
+    return undefined;
   }
 
   /**
@@ -329,65 +323,19 @@ export class ReplicationStream {
 
   // ------------------------------------------------------------ flushes
 
-  /**
-   * Done when the other side has made durable all that was placed before this call. At most one flush is under way and
-   * one waits, which all later ones join.
-   */
+  /** Done when the other side has made durable all that was placed before this call. */
   flush(): Done {
-    if (this.flushing !== null) {
-      this.nextFlush ??= deferred();
-      return this.nextFlush.promise;
-    }
-    const flush = deferred();
-    this.beginFlush(flush);
-    if (this.flushing === null && this.down === null && this.flushFailure === null) return undefined;
-    return flush.promise;
+    return this.flushes.flush();
   }
 
-  private flushFailure: BlockError | null = null;
-
-  /** What is placed from now on is not covered. */
-  private beginFlush(flush: Deferred): void {
-    // The waiters are told through the promise; those who ask nobody must not be an unhandled rejection.
-    flush.promise.catch(() => undefined);
-    this.flushing = flush;
-    this.flushSent = false;
-    this.flushFailure = null;
-    this.marks.beginProof();
-    this.generation ^= 1;
-    this.sendFlushIfDue();
+  /** @internal */
+  flushFailed(error: BlockError): void {
+    this.owner.forwardFailed(error);
   }
 
-  private sendFlushIfDue(): void {
-    const ordered = (this.child.node as DriverNode).ordered === true;
-    if (!ordered && this.unansweredOf(this.generation ^ 1) > 0) return;
-    this.flushSent = true;
-    const done = attempt(() => this.child.node.flush());
-    if (done === undefined) this.endFlush(null);
-    else
-      done.then(
-        () => this.endFlush(null),
-        (error: unknown) => this.endFlush(toBlockError(error)),
-      );
-  }
-
-  private endFlush(error: BlockError | null): void {
-    const { flushing, nextFlush } = this;
-    if (flushing === null || this.down !== null) return;
-    this.marks.endProof(error === null);
-    this.flushFailure = error;
-    this.flushing = null;
-    this.nextFlush = null;
-    if (error === null) flushing.resolve();
-    else {
-      // The other side may have dropped what it could not make durable: nothing of it counts as being there.
-      if (!isLost(error)) this.marks.markUnprovenMissing();
-      this.owner.forwardFailed(error);
-      flushing.reject(this.down ?? error);
-    }
-    if (nextFlush === null) this.wakeIdle();
-    else if (this.down === null) this.beginFlush(nextFlush);
-    else nextFlush.reject(this.down);
+  /** @internal */
+  flushesIdle(): void {
+    this.wakeIdle();
   }
 
   // ------------------------------------------------------------ ends
@@ -399,7 +347,7 @@ export class ReplicationStream {
 
   /** Ends when everything that was sent has been answered. Those in line are their callers' business. */
   settle(): Done {
-    if (this.down !== null || (this.sent.size === 0 && this.flushing === null)) return undefined;
+    if (this.down !== null || (this.sent.size === 0 && this.flushes.idle)) return undefined;
     this.idleWaiter ??= deferred();
     return this.idleWaiter.promise;
   }
@@ -420,30 +368,14 @@ export class ReplicationStream {
     this.down = reason;
     for (const { offset, length } of this.sent) this.marks.markMissing(offset, length);
     this.dropCopies(reason);
-    if (this.flushing !== null) this.marks.endProof(false);
-    for (const flush of [this.flushing, this.nextFlush]) flush?.reject(reason);
-    this.flushing = null;
-    this.nextFlush = null;
+    this.flushes.abandon(reason);
     for (const request of this.line) if (request.pending === 0) request.done.reject(reason);
     this.line = [];
     this.holds.clear();
     this.idleWaiter?.resolve();
     this.idleWaiter = null;
   }
-
-  private unansweredOf(generation: number): number {
-    return this.unanswered[generation] ?? 0;
-  }
-
-  private addUnanswered(generation: number, count: number): void {
-    this.unanswered[generation] = this.unansweredOf(generation) + count;
-  }
 }
 
 /** `Sent` objects kept for later use. */
 const spareMax = 1024;
-
-/** The connection broke: the other side did not say that it failed. */
-function isLost(error: BlockError): boolean {
-  return error.code === 'connection-lost' || error.code === 'shutting-down' || error.code === 'timed-out';
-}

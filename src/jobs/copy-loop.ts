@@ -175,7 +175,7 @@ export class CopyLoop {
     }
     this.charge((chunk.zero ? 0 : chunk.length) - range.length);
     try {
-      if (chunk.zero && targetIsZero === true) ticket.skip();
+      if (chunk.zero && targetIsZero === true) await ticket.skipZeroes();
       else await ticket.send(chunk.zero ? null : buffer.subarray(0, chunk.length));
     } catch (thrown) {
       // The buffer is left to whoever may still read it.

@@ -254,10 +254,13 @@ class DirtyTarget implements CopyTarget {
   private readonly dirty: DirtyBitmap;
   private readonly node: () => BlockNode;
   private readonly taken = new TakenRanges();
+  /** what was written to the target */
+  private readonly sent: DirtyBitmap;
 
   constructor(dirty: DirtyBitmap, node: () => BlockNode) {
     this.dirty = dirty;
     this.node = node;
+    this.sent = new DirtyBitmap(dirty.length, dirty.granularity);
   }
 
   get granularity(): number {
@@ -287,8 +290,10 @@ class DirtyTarget implements CopyTarget {
         held.length = length;
       },
       send: (bytes: Uint8Array | null): Done => this.send(held, bytes, giveBack),
-      skip: (): void => {
+      skipZeroes: (): Done => {
+        if (this.sent.any(held.offset, held.length)) return this.send(held, null, giveBack);
         taken.delete(held);
+        return undefined;
       },
       giveBack,
     };
@@ -299,6 +304,7 @@ class DirtyTarget implements CopyTarget {
   }
 
   private async send(held: TakenRange, bytes: Uint8Array | null, giveBack: () => void): Promise<void> {
+    this.sent.mark(held.offset, held.length);
     try {
       await attempt(() =>
         bytes === null

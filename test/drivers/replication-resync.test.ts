@@ -252,6 +252,23 @@ test('pair 11: a write that comes while a copy reads the source is sent behind t
   assert.deepEqual(disk.remote.content.subarray(0, block), disk.local.content.subarray(0, block));
 });
 
+test('pair 10: target-is-zero is believed only where nothing was sent since', async () => {
+  const world = new ReplicationWorld();
+  const disk = await world.pairDisk('d', length, { granularity: block });
+  await world.connect(disk);
+  const member = world.group.links.find('d-replication');
+  world.group.links.setMode('syncing');
+  watch(() => disk.use.node.write(0, bytes(block, 4), 0));
+  assert.equal(disk.remote.content[0], 4);
+  world.group.links.setMode('alone');
+  watch(() => disk.use.node.writeZeroes(0, block, 0));
+  world.group.links.setMode('syncing');
+  await startReplicationSync(world.graph, world.jobs, member, { source: 'd-local', jobId: 's', targetIsZero: true });
+  await settleTurns(40);
+  assert.equal(member.missingBytes, 0);
+  assert.deepEqual(disk.remote.content, disk.local.content);
+});
+
 test('pair 10: zeroes of the source are sent as zeroes, or not at all where the target is known to be zero', async () => {
   for (const targetIsZero of [false, true]) {
     const world = new ReplicationWorld();

@@ -71,7 +71,12 @@ for (const ending of ['complete', 'leave', 'force'] as const) {
       fc.asyncProperty(fc.integer({ min: 0, max: 2 ** 31 }), async (seed) => {
         const { world, source, target, random, start, answerAll } = await build(seed);
         const use = await world.use('source');
-        const job = await start({ 'buf-size': random.chance(0.5) ? block : 2 ** 24 });
+        const targetIsZero = random.chance(0.5);
+        if (targetIsZero) target.content.fill(0);
+        const job = await start({
+          'buf-size': random.chance(0.5) ? block : 2 ** 24,
+          'target-is-zero': targetIsZero,
+        });
         const writes: ReturnType<typeof watch>[] = [];
         const write = (): void => {
           const offset = random.below(length / 512) * 512;
