@@ -95,5 +95,9 @@ export function passThrough(child: Child): BlockNode {
  * copied as the value that it has at that moment.)
  */
 export function filterOver(child: Child, changes: Partial<DriverNode>): DriverNode {
-  return Object.defineProperties(passThrough(child), Object.getOwnPropertyDescriptors(changes));
+  const node: DriverNode = Object.defineProperty(passThrough(child), 'ordered', {
+    get: () => child.node.ordered !== false,
+    configurable: true,
+  });
+  return Object.defineProperties(node, Object.getOwnPropertyDescriptors(changes));
 }

@@ -45,6 +45,10 @@ class RawNode implements DriverNode {
     return this.size ?? Math.max(0, this.child.node.length - this.start);
   }
 
+  get ordered(): boolean {
+    return this.child.node.ordered !== false;
+  }
+
   read(offset: number, into: Uint8Array): Done {
     return this.child.node.read(this.start + offset, into);
   }
