@@ -155,7 +155,7 @@ function typeText(schema: Json): string {
     case undefined:
       return 'anything';
     default:
-      return String(schema.type);
+      return [schema.type].flat().join(' or ');
   }
 }
 

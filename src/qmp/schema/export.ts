@@ -126,7 +126,7 @@ export const exportSchema = [
     summary:
       'Refuses clients that ask for an export name, with a sentence that says why; the name is not listed (ours).',
     arguments: z.strictObject({
-      name: nbdString,
+      name: nbdString.describe('export name that clients ask for'),
       reason: nbdString.nullable().describe('the sentence; null takes the refusal back'),
       server: serverName,
     }),
