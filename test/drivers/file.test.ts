@@ -3,6 +3,7 @@ import { truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { writeFlags } from '../../src/block/node.ts';
+import { blockStatusOf } from '../../src/block/status.ts';
 import { SyncQueue } from '../../src/drivers/file-sync.ts';
 import { parent, testGraph, writer } from '../block/fixture.ts';
 import { World } from '../sim/world.ts';
@@ -79,6 +80,10 @@ test('an image that somebody cut fails every flush from then on, saying so', asy
   const { node } = graph.find('f');
   await node.flush();
   truncateSync(path, 4096);
+  for (const offset of [0, 8192]) {
+    const extents = await blockStatusOf(node, offset, size - offset);
+    assert.equal(extents.at(-1)?.zero, true, 'past its new end it reads as zeroes, and is said to');
+  }
   await assert.rejects(async () => await node.flush(), { message: /disk.img was cut to 4096 bytes by somebody else/ });
   truncateSync(path, size);
   await assert.rejects(async () => await node.write(0, new Uint8Array(512), writeFlags.fua), { code: 'io-error' });
@@ -145,10 +150,10 @@ test('block status tells holes from data, and zeroes become holes where discards
   await node.write(0, new Uint8Array(size).fill(1), 0);
   assert.deepEqual(await node.blockStatus(0, size), [{ length: size, zero: false, allocated: true }]);
   await node.writeZeroes(65536, 65536, 0);
-  assert.deepEqual(await node.blockStatus(0, size), [{ length: 65536, zero: false, allocated: true }]);
-  assert.deepEqual(await node.blockStatus(65536, 131072), [
-    { length: 65536, zero: true, allocated: false },
+  assert.deepEqual(await blockStatusOf(node, 0, size), [
     { length: 65536, zero: false, allocated: true },
+    { length: 65536, zero: true, allocated: false },
+    { length: size - 131072, zero: false, allocated: true },
   ]);
   await graph.close();
 });
