@@ -17,6 +17,7 @@ import { compareAll, DiskModel, random, randomOperations, seedOf } from '../nbd/
 import { allFlags, dataChunk, type Peer, scriptedServer, simpleReply } from '../nbd/client-wire.ts';
 import { FakeHost } from '../nbd/fake-host.ts';
 import { MemoryBackend } from '../nbd/memory-backend.ts';
+import { cleanup } from '../support/cleanup.ts';
 import { temporaryFolder } from '../support/temp.ts';
 
 const realHost = createHost();
@@ -38,11 +39,7 @@ async function open(t: TestContext, options: Record<string, unknown>, host: Host
     events.push([name, data]),
   );
   const { node } = await graph.add({ driver: 'nbd', 'node-name': 'n', discard: 'unmap', ...options });
-  t.after(async () => {
-    // The server may be gone by now; a node with a reconnect-delay would wait for it with its last flush.
-    asBreakable(node)?.breakConnection('the test is over');
-    await graph.close();
-  });
+  cleanup(t, () => graph.close());
   return { node, graph, events };
 }
 
@@ -90,7 +87,7 @@ class Restartable {
 async function serve(t: TestContext, more: Partial<NbdServerExport> = {}): Promise<Restartable> {
   const server = new Restartable(join(await temporaryFolder(t), 's'), more);
   await server.up();
-  t.after(() => server.down());
+  cleanup(t, () => server.down());
   return server;
 }
 
@@ -129,7 +126,7 @@ test('pair 3: a node over an ordered server is ordered, unless it may reconnect'
 test('the server is given as QEMU gives it, in three ways', async (t) => {
   const server = await serve(t);
   const inetServer = new NbdServer(realHost, { list: () => [], find: () => server.exported });
-  t.after(() => inetServer.close());
+  cleanup(t, () => inetServer.close());
   const inet = await inetServer.listen({ type: 'inet', host: '127.0.0.1', port: 0 });
   assert.ok(inet.type === 'inet');
   const ways: Record<string, unknown>[] = [
@@ -178,7 +175,7 @@ test('an export that is not there, and a server that is not there, are errors of
 
 test('with open-timeout the open waits for a server that comes later', async (t) => {
   const server = new Restartable(join(await temporaryFolder(t), 's'));
-  t.after(() => server.down());
+  cleanup(t, () => server.down());
   const opening = open(t, { ...server.options, 'open-timeout': 100 });
   await server.up();
   assert.equal((await opening).node.length, diskBytes);

@@ -10,6 +10,7 @@ import { NbdClient } from '../../src/nbd/client.ts';
 import { listExports } from '../../src/nbd/list-exports.ts';
 import { BlockError } from '../../src/util/errors.ts';
 import { compareAll, DiskModel, type RandomOptions, randomOperations, seedOf } from '../nbd/client-operations.ts';
+import { cleanup } from '../support/cleanup.ts';
 import { type Daemon, spawnDaemon } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { requireTools } from '../support/tools.ts';
@@ -41,7 +42,7 @@ async function nbdkit(t: TestContext, args: readonly string[]): Promise<Served> 
 async function connect(t: TestContext, args: readonly string[], structured = true): Promise<NbdClient> {
   const { address } = await nbdkit(t, args);
   const client = await NbdClient.connect(host, { address, exportName: '', structured });
-  t.after(() => client.close());
+  cleanup(t, () => client.close());
   return client;
 }
 

@@ -8,6 +8,7 @@ import { createHost } from '../../src/host/index.ts';
 import { NbdClient } from '../../src/nbd/client.ts';
 import { listExports } from '../../src/nbd/list-exports.ts';
 import { BlockError, type BlockErrorCode } from '../../src/util/errors.ts';
+import { cleanup } from '../support/cleanup.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import {
   dataChunk,
@@ -49,7 +50,7 @@ async function client(
     await script(peer);
   });
   const connected = await connect(address);
-  t.after(() => connected.destroy('the test is over'));
+  cleanup(t, () => connected.destroy('the test is over'));
   return connected;
 }
 

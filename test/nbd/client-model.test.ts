@@ -7,6 +7,7 @@ import { createHost } from '../../src/host/index.ts';
 import { NbdClient } from '../../src/nbd/client.ts';
 import { listExports } from '../../src/nbd/list-exports.ts';
 import { NbdServer } from '../../src/nbd/server.ts';
+import { cleanup } from '../support/cleanup.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { compareAll, DiskModel, randomOperations, seedOf } from './client-operations.ts';
 import { MemoryBackend } from './memory-backend.ts';
@@ -48,7 +49,7 @@ async function serve(t: TestContext, ordered: boolean, inet: boolean, uneven: bo
     blockSizes: [1, 4096, 32 * 1024 * 1024] as const,
   };
   const server = new NbdServer(host, { list: () => [exported], find: (name) => (name === 'disk' ? exported : null) });
-  t.after(() => server.close());
+  cleanup(t, () => server.close());
   const path = join(await temporaryFolder(t), 's');
   return await server.listen(inet ? { type: 'inet', host: '127.0.0.1', port: 0 } : { type: 'unix', path });
 }
@@ -61,7 +62,7 @@ for (const ordered of [false, true]) {
       test(`random overlapping operations give what an array gives: ${name}`, async (t) => {
         const address = await serve(t, ordered, inet, !ordered);
         const client = await NbdClient.connect(host, { address, exportName: 'disk', structured });
-        t.after(() => client.close());
+        cleanup(t, () => client.close());
         assert.equal(client.info.ordered, ordered && structured);
         const model = new DiskModel(diskBytes);
         const seed = seedOf(t);
@@ -75,7 +76,7 @@ for (const ordered of [false, true]) {
 }
 
 test('a request larger than 32 MiB goes through both ways', async (t) => {
-  const backend = new MemoryBackend(80 * 1024 * 1024);
+  const backend = new MemoryBackend(48 * 1024 * 1024);
   const exported = {
     name: '',
     description: '',
@@ -86,11 +87,11 @@ test('a request larger than 32 MiB goes through both ways', async (t) => {
     blockSizes: [1, 4096, 32 * 1024 * 1024] as const,
   };
   const server = new NbdServer(host, { list: () => [exported], find: () => exported });
-  t.after(() => server.close());
+  cleanup(t, () => server.close());
   const address = await server.listen({ type: 'unix', path: join(await temporaryFolder(t), 's') });
   const client = await NbdClient.connect(host, { address, exportName: '' });
-  t.after(() => client.close());
-  const content = new Uint8Array(70 * 1024 * 1024).map((_, index) => (index >> 12) & 0xff);
+  cleanup(t, () => client.close());
+  const content = new Uint8Array(40 * 1024 * 1024).map((_, index) => (index >> 12) & 0xff);
   await client.write(1000, content, 1);
   assert.ok(Buffer.from(backend.bytes.subarray(1000, 1000 + content.length)).equals(content));
   const into = new Uint8Array(content.length);

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import type { TestContext } from 'node:test';
 import type { SocketAddress } from '../../src/host/host.ts';
 import * as nbd from '../../src/nbd/constants.ts';
+import { cleanup } from '../support/cleanup.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { bytes, u16, u32, u64 } from './wire.ts';
 
@@ -235,7 +236,7 @@ export async function scriptedServer(t: TestContext, script: (peer: Peer) => Pro
   await new Promise<void>((resolve) => {
     server.listen(path, resolve);
   });
-  t.after(async () => {
+  cleanup(t, async () => {
     for (const socket of sockets) socket.destroy();
     await new Promise((resolve) => {
       server.close(resolve);
