@@ -15,6 +15,7 @@ import type { BlockParent, Drained, Graph, NodeInfo, RootUse } from './graph-vie
 import { applyOptions, type CommonOptions, splitOptions } from './options.ts';
 import { updatePermissions, usualPermissions } from './permissions.ts';
 import type { DriverRegistry } from './registry.ts';
+import { type EdgeOwner, Use } from './root-use.ts';
 import { downward, Edge, rootsAbove, Vertex } from './vertex.ts';
 
 /** Most nodes of one graph, those being opened included. */
@@ -22,7 +23,7 @@ export const nodesMax = 4096;
 /** How deep options may describe nodes inside nodes. */
 export const nestingMax = 32;
 
-export class BlockGraph implements Graph {
+export class BlockGraph implements Graph, EdgeOwner {
   readonly host: Host;
   private readonly registry: DriverRegistry;
   private readonly services: ReadonlyMap<string, unknown>;
@@ -76,25 +77,17 @@ export class BlockGraph implements Graph {
   }
 
   async replace(from: string, to: string): Promise<void> {
-    const drained = await this.drain(from);
-    try {
+    await this.drained(this.vertexOf(from), async () => {
       const old = await this.change(() => this.replaceEdges(this.vertexOf(from), this.vertexOf(to)));
       await this.dropUnused(old);
-    } finally {
-      drained.end();
-    }
+    });
   }
 
   async addChild(parent: string, node: string): Promise<void> {
     const vertex = this.vertexOf(parent);
     this.vertexOf(node);
-    const drained = await this.drains.begin(vertex);
-    try {
-      if (vertex.node.addChild === undefined) throw this.fixedChildren(vertex);
-      await vertex.node.addChild(node);
-    } finally {
-      drained.end();
-    }
+    if (vertex.node.addChild === undefined) throw fixedChildren(vertex);
+    await this.drained(vertex, () => vertex.node.addChild?.(node));
   }
 
   async removeChild(parent: string, childName: string): Promise<void> {
@@ -102,13 +95,8 @@ export class BlockGraph implements Graph {
     if (!vertex.edges.some((edge) => edge.name === childName)) {
       throw new BlockError('invalid-option', `node '${parent}' has no child '${childName}'`);
     }
-    const drained = await this.drains.begin(vertex);
-    try {
-      if (vertex.node.removeChild === undefined) throw this.fixedChildren(vertex);
-      await vertex.node.removeChild(childName);
-    } finally {
-      drained.end();
-    }
+    if (vertex.node.removeChild === undefined) throw fixedChildren(vertex);
+    await this.drained(vertex, () => vertex.node.removeChild?.(childName));
   }
 
   async drain(nodeName: string): Promise<Drained> {
@@ -120,23 +108,18 @@ export class BlockGraph implements Graph {
       throw new BlockError('invalid-option', `size: ${length} is not a length`);
     }
     const vertex = this.vertexOf(nodeName);
+    const { node } = vertex;
+    if (node.resize === undefined) {
+      throw new BlockError('not-supported', `driver '${vertex.driver}' of node '${nodeName}' cannot change its length`);
+    }
     const parent: BlockParent = { description: 'block_resize', drainBegin: () => undefined, drainEnd: () => undefined };
     const use = await this.use(nodeName, parent, { needs: permissionBits.resize, shares: allPermissions });
     try {
-      const drained = await this.drains.begin(vertex);
-      try {
-        if (vertex.node.resize === undefined) {
-          throw new BlockError(
-            'not-supported',
-            `driver '${vertex.driver}' of node '${nodeName}' cannot change its length`,
-          );
-        }
-        await vertex.node.resize(length);
+      await this.drained(vertex, async () => {
+        await node.resize?.(length);
         // What it stands on has changed as well, and may have other users.
         for (const changed of downward([vertex])) this.tellChanged(changed);
-      } finally {
-        drained.end();
-      }
+      });
     } finally {
       await use.release();
     }
@@ -210,15 +193,14 @@ export class BlockGraph implements Graph {
   /** Opens the driver; where it fails, nothing of the node is left. */
   private async openDriver(vertex: Vertex, options: unknown, depth: number): Promise<void> {
     try {
-      await this.tryOpen(vertex, options, depth);
+      await this.tryOpen(vertex, options, depth).catch((error: unknown) => {
+        if (!wantsReadOnly(vertex.common, error)) throw error;
+        vertex.common = { ...vertex.common, readOnly: true };
+        return this.tryOpen(vertex, options, depth);
+      });
     } catch (error) {
-      if (!wantsReadOnly(vertex.common, error)) throw await this.discardFailed(vertex, error);
-      vertex.common = { ...vertex.common, readOnly: true };
-      try {
-        await this.tryOpen(vertex, options, depth);
-      } catch (again) {
-        throw await this.discardFailed(vertex, again);
-      }
+      this.vertices.delete(vertex.nodeName);
+      throw error;
     }
   }
 
@@ -231,11 +213,6 @@ export class BlockGraph implements Graph {
       await this.detachAll(vertex);
       throw toBlockError(error, `node '${vertex.nodeName}'`);
     }
-  }
-
-  private async discardFailed(vertex: Vertex, error: unknown): Promise<unknown> {
-    this.vertices.delete(vertex.nodeName);
-    return error;
   }
 
   private contextOf(vertex: Vertex, depth: number): OpenContext {
@@ -325,6 +302,15 @@ export class BlockGraph implements Graph {
     return result;
   }
 
+  private async drained(vertex: Vertex, work: () => Promise<void> | undefined): Promise<void> {
+    const drained = await this.drains.begin(vertex);
+    try {
+      await work();
+    } finally {
+      drained.end();
+    }
+  }
+
   /** Enters a new edge, or refuses and leaves all as it was. */
   private async connect(make: () => Edge): Promise<Edge> {
     return await this.change(async () => {
@@ -384,51 +370,13 @@ export class BlockGraph implements Graph {
       if (!this.vertices.has(name)) return name;
     }
   }
-
-  private fixedChildren(vertex: Vertex): BlockError {
-    return new BlockError(
-      'not-supported',
-      `driver '${vertex.driver}' of node '${vertex.nodeName}' takes and loses no children at run time`,
-    );
-  }
 }
 
-/** A use as its holder sees it. */
-class Use implements RootUse {
-  private readonly edge: Edge;
-  private readonly graph: BlockGraph;
-  private released = false;
-
-  constructor(edge: Edge, graph: BlockGraph) {
-    this.edge = edge;
-    this.graph = graph;
-  }
-
-  get name(): string {
-    return this.edge.name;
-  }
-
-  get role(): ChildRole {
-    return this.edge.role;
-  }
-
-  get node(): Edge['node'] {
-    return this.edge.node;
-  }
-
-  get nodeName(): string {
-    return this.edge.nodeName;
-  }
-
-  async release(): Promise<void> {
-    if (this.released) return;
-    this.released = true;
-    await this.graph.disconnect(this.edge);
-  }
-
-  async setPermissions(need: PermissionNeed): Promise<void> {
-    await this.graph.setNeed(this.edge, need);
-  }
+function fixedChildren(vertex: Vertex): BlockError {
+  return new BlockError(
+    'not-supported',
+    `driver '${vertex.driver}' of node '${vertex.nodeName}' takes and loses no children at run time`,
+  );
 }
 
 function parentsOf(edges: readonly Edge[]): Vertex[] {
