@@ -1,6 +1,6 @@
 /**
- * Byte locks that announce on an image what is done with it, in QEMU's places, so that its programs and ours keep out of
- * each other's way: byte 100+bit "I do this", byte 200+bit "others may not do this" (bits: `permissionBits`).
+ * Byte locks that announce on an image what is done with it, in QEMU's places, so that its programs and ours keep out
+ * of each other's way: byte 100+bit "I do this", byte 200+bit "others may not do this" (bits: `permissionBits`).
  *
  * Invariant: what is held is exactly what the last successful change asked for; a change that fails leaves it so.
  */

@@ -3,6 +3,7 @@ import type { DriverDefinition } from '../block/driver.ts';
 import { blkdebugDriver } from './blkdebug.ts';
 import { copyBeforeWriteDriver } from './copy-before-write.ts';
 import { fileDriver } from './file.ts';
+import { hostDeviceDriver } from './host-device.ts';
 import { memoryDriver } from './memory.ts';
 import { mirrorTopDriver } from './mirror-top.ts';
 import { nbdDriver } from './nbd.ts';
@@ -16,6 +17,7 @@ export const drivers: readonly DriverDefinition[] = [
   blkdebugDriver,
   copyBeforeWriteDriver,
   fileDriver,
+  hostDeviceDriver,
   memoryDriver,
   mirrorTopDriver,
   nbdDriver,

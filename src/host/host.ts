@@ -1,9 +1,9 @@
 /**
  * The seam between blockstep and the machine: files, network, clock, randomness.
  *
- * Everything above this folder asks a `Host` and never Node, so that a simulated host (`test/sim/`) can stand in for all
- * of it: it loses, tears and reorders what was not synced, answers at once or later at random, delays and cuts links,
- * and moves its clock when the test says so. What an implementation promises is said here and nowhere else.
+ * Everything above this folder asks a `Host` and never Node, so that a simulated host (`test/sim/`) can stand in for
+ * all of it: it loses, tears and reorders what was not synced, answers at once or later at random, delays and cuts
+ * links, and moves its clock when the test says so. What an implementation promises is said here and nowhere else.
  */
 import type { Done } from '../util/later.ts';
 
@@ -22,6 +22,10 @@ export interface OpenHow {
   readonly create?: 'never' | 'if-missing' | 'exclusive';
   /** bypass the page cache (O_DIRECT); buffers are then copied through aligned memory */
   readonly direct?: boolean;
+  /** a block device only: open it for nobody else who claims it, a mount among them (O_EXCL); else `locked` */
+  readonly claim?: boolean;
+  /** no call blocks the caller, not even one that the page cache could answer: for a device known to be slow */
+  readonly threads?: boolean;
 }
 
 export interface FileStat {
@@ -57,33 +61,61 @@ export interface HostFiles {
 export interface HostFile {
   readonly path: string;
   readonly kind: 'file' | 'block';
+  /** What the system zeroes and discards is a multiple of this, bytes: the logical block of a device; 1 for a file. */
+  readonly blockLength: number;
+  /** How its calls are made now. */
+  readonly io: FileIo;
   /** Bytes, asked of the system now (a file may grow or be cut by others). */
   size(): number;
   /** Fills all of `into` from `offset`; bytes past the end of the file read as zeroes. */
   read(offset: number, into: Uint8Array): Done;
-  /** Writes all of `from`, which is borrowed until done. ENOSPC and EIO come as errors; a short write never passes as whole. */
+  /**
+   * Writes all of `from`, which is borrowed until done. ENOSPC and EIO come as errors; a short write never passes as
+   * whole.
+   */
   write(offset: number, from: Uint8Array): Done;
-  /** fdatasync: when it resolves, every write that was done before this call is durable. A failure is reported once by the system: see `docs/failures.md`. */
+  /**
+   * fdatasync: when it resolves, every write that was done before this call is durable. A failure is reported once by
+   * the system: see `docs/failures.md`.
+   */
   sync(): Promise<void>;
   /** Sets the length of a regular file. */
   truncate(size: number): Promise<void>;
   /**
-   * The first data (or the first hole) at or after `offset`, in bytes; `size()` if there is none.
-   * Null: this file cannot tell (then all of it counts as data).
+   * The first data at or after `offset`, in bytes, `Infinity` if there is none; the first hole, where the file's end
+   * counts as one. Null: this file cannot tell (then all of it counts as data); so it is with a device.
    */
-  seekData(offset: number): number | null;
-  seekHole(offset: number): number | null;
+  seekData(offset: number): number | null | Promise<number | null>;
+  seekHole(offset: number): number | null | Promise<number | null>;
   /** Makes the range a hole that reads as zeroes. False: cannot be done here (write zeroes instead). */
-  punchHole(offset: number, length: number): boolean;
-  /** Makes the range read as zeroes and keeps the space allocated. False: cannot be done here. */
-  zeroRange(offset: number, length: number): boolean;
+  punchHole(offset: number, length: number): boolean | Promise<boolean>;
+  /**
+   * Makes the range read as zeroes and keeps the space allocated; a device may have to write them. False: cannot be
+   * done here.
+   */
+  zeroRange(offset: number, length: number): boolean | Promise<boolean>;
+  /**
+   * Tells that the content of the range is not needed; what it reads afterwards is open. False: cannot be done here.
+   */
+  discard(offset: number, length: number): boolean | Promise<boolean>;
   /** Byte locks seen by other processes (spec: image-locking); null where the system call is missing. */
   readonly locks: HostFileLocks | null;
   /** Closes; locks are given back. Calling it twice does no harm. */
   close(): Promise<void>;
 }
 
-/** Open-file-description locks on single bytes (`fcntl(F_OFD_*)`). They do not conflict with locks of the same open file. */
+/** How the calls of a file are made. */
+export interface FileIo {
+  /** they are made on threads, because the file turned out slow or was opened so; else at once */
+  readonly onThreads: boolean;
+  /** for how long the oldest call on a thread has been under way, milliseconds; 0: there is none */
+  readonly oldestMs: number;
+}
+
+/**
+ * Open-file-description locks on single bytes (`fcntl(F_OFD_*)`). They do not conflict with locks of the same open
+ * file.
+ */
 export interface HostFileLocks {
   /** Takes a shared lock on one byte. False: somebody else holds it exclusively. */
   share(byte: number): boolean;
@@ -161,7 +193,10 @@ export interface HostClock {
   wall(): number;
   /** Calls once, `ms` from now. A timer keeps no process alive. */
   after(ms: number, call: () => void): HostTimer;
-  /** Calls when the present turn of the event loop has been worked off: what was batched leaves then, in one system call. */
+  /**
+   * Calls when the present turn of the event loop has been worked off: what was batched leaves then, in one system
+   * call.
+   */
   endOfTurn(call: () => void): void;
 }
 

@@ -1,5 +1,6 @@
 /** The host seam: the interfaces, and the real machine behind them. */
 export type {
+  FileIo,
   FileStat,
   Host,
   HostClock,

@@ -1,87 +1,134 @@
 /**
  * Reads and writes past the page cache (O_DIRECT). The kernel takes only whole blocks into aligned memory there, so
- * bytes are copied through an aligned buffer, and the blocks at the ends of a write are read first. One call at a time
- * uses the buffer: calls are synchronous.
+ * bytes are copied through aligned buffers, and the blocks at the ends of a write are read first. The device answers
+ * each call, so all of them are made on threads.
+ *
+ * Invariant: two writes that share a block are never under way together, nor is any other beside one that writes the
+ * last block of a file, which is cut afterwards to where its bytes end.
  */
 import * as fs from 'node:fs';
+import { RangeLock } from '../util/range-lock.ts';
+import type { FileThreads } from './node-threads.ts';
 import type { SystemCalls } from './system-calls.ts';
 
 /** Fits every disk's logical block, and memory. */
 const blockLengthMax = 4096;
-/** A device that does not end at a multiple of those has blocks of this length. */
-const blockLengthMin = 512;
 /** As much as one system call moves. */
 const bufferLength = 1 << 20;
+/** buffers kept to be used again */
+const spareMax = 16;
 
 export class DirectIo {
   readonly #fd: number;
   readonly #blockLength: number;
   readonly #isDevice: boolean;
-  readonly #buffer: Uint8Array;
+  readonly #threads: FileThreads;
+  readonly #calls: SystemCalls;
+  readonly #ranges = new RangeLock();
+  readonly #spare: Uint8Array[] = [];
 
-  /** @param deviceSize bytes of the block device, or null for a regular file, which may end anywhere */
-  constructor(fd: number, deviceSize: number | null, calls: SystemCalls) {
+  /** @param deviceBlock logical block of the device, bytes, or null for a regular file, which may end anywhere */
+  constructor(fd: number, deviceBlock: number | null, threads: FileThreads, calls: SystemCalls) {
     this.#fd = fd;
-    this.#isDevice = deviceSize !== null;
-    this.#blockLength = (deviceSize ?? 0) % blockLengthMax === 0 ? blockLengthMax : blockLengthMin;
-    const memory = new Uint8Array(bufferLength + blockLengthMax);
-    const past = calls.addressOf(memory) % blockLengthMax;
-    const at = past === 0 ? 0 : blockLengthMax - past;
-    this.#buffer = memory.subarray(at, at + bufferLength);
+    this.#isDevice = deviceBlock !== null;
+    this.#blockLength = deviceBlock ?? blockLengthMax;
+    this.#threads = threads;
+    this.#calls = calls;
   }
 
   /** Fills `into`; past the end there are zeroes. */
-  read(offset: number, into: Uint8Array): undefined {
-    for (let done = 0; done < into.length; ) {
-      const start = this.#down(offset + done);
-      const skip = offset + done - start;
-      const got = this.#load(0, start, this.#up(Math.min(bufferLength, skip + into.length - done)));
-      const count = Math.min(got - skip, into.length - done);
-      if (count <= 0) {
-        into.fill(0, done);
-        break;
+  async read(offset: number, into: Uint8Array): Promise<void> {
+    const buffer = this.#take();
+    try {
+      for (let done = 0; done < into.length; ) {
+        const start = this.#down(offset + done);
+        const skip = offset + done - start;
+        const got = await this.#load(buffer, 0, start, this.#up(Math.min(bufferLength, skip + into.length - done)));
+        const count = Math.min(got - skip, into.length - done);
+        if (count <= 0) {
+          into.fill(0, done);
+          break;
+        }
+        into.set(buffer.subarray(skip, skip + count), done);
+        done += count;
       }
-      into.set(this.#buffer.subarray(skip, skip + count), done);
-      done += count;
+    } finally {
+      this.#giveBack(buffer);
     }
   }
 
   /** Writes all of `from`. */
-  write(offset: number, from: Uint8Array): undefined {
-    const sizeBefore = this.#isDevice ? 0 : fs.fstatSync(this.#fd).size;
-    const end = offset + from.length;
-    for (let done = 0; done < from.length; ) {
-      const start = this.#down(offset + done);
-      const skip = offset + done - start;
-      const count = Math.min(bufferLength - skip, from.length - done);
-      const length = this.#up(skip + count);
-      if (skip > 0) this.#load(0, start, this.#blockLength);
-      if (skip + count < length && (skip === 0 || length > this.#blockLength)) {
-        const last = length - this.#blockLength;
-        this.#load(last, start + last, this.#blockLength);
+  async write(offset: number, from: Uint8Array): Promise<void> {
+    if (from.length === 0) return;
+    const end = this.#up(offset + from.length);
+    if (!this.#isDevice && end > fs.fstatSync(this.#fd).size) {
+      const hold = await this.#ranges.acquire(0, Number.MAX_SAFE_INTEGER);
+      try {
+        const sizeBefore = fs.fstatSync(this.#fd).size;
+        await this.#writeBlocks(offset, from);
+        if (end > sizeBefore) fs.ftruncateSync(this.#fd, Math.max(sizeBefore, offset + from.length));
+      } finally {
+        hold.release();
       }
-      this.#buffer.set(from.subarray(done, done + count), skip);
-      this.#store(start, length);
-      done += count;
+      return;
     }
-    // The last block was written whole: a file ends where its bytes end.
-    if (!this.#isDevice && from.length > 0 && this.#up(end) > sizeBefore)
-      fs.ftruncateSync(this.#fd, Math.max(sizeBefore, end));
+    const start = this.#down(offset);
+    const hold = await this.#ranges.acquire(start, end - start);
+    try {
+      await this.#writeBlocks(offset, from);
+    } finally {
+      hold.release();
+    }
+  }
+
+  async #writeBlocks(offset: number, from: Uint8Array): Promise<void> {
+    const buffer = this.#take();
+    try {
+      for (let done = 0; done < from.length; ) {
+        const start = this.#down(offset + done);
+        const skip = offset + done - start;
+        const count = Math.min(bufferLength - skip, from.length - done);
+        const length = this.#up(skip + count);
+        if (skip > 0) await this.#load(buffer, 0, start, this.#blockLength);
+        if (skip + count < length && (skip === 0 || length > this.#blockLength)) {
+          const last = length - this.#blockLength;
+          await this.#load(buffer, last, start + last, this.#blockLength);
+        }
+        buffer.set(from.subarray(done, done + count), skip);
+        await this.#store(buffer, start, length);
+        done += count;
+      }
+    } finally {
+      this.#giveBack(buffer);
+    }
   }
 
   /** Reads into the buffer at `at`, and zeroes what lies past the end. Returns the bytes that were there. */
-  #load(at: number, offset: number, length: number): number {
-    const got = fs.readSync(this.#fd, this.#buffer, at, length, offset);
-    this.#buffer.fill(0, at + got, at + length);
+  async #load(buffer: Uint8Array, at: number, offset: number, length: number): Promise<number> {
+    const got = await this.#threads.read(buffer, at, length, offset);
+    buffer.fill(0, at + got, at + length);
     return got;
   }
 
-  #store(offset: number, length: number): void {
+  async #store(buffer: Uint8Array, offset: number, length: number): Promise<void> {
     for (let done = 0; done < length; ) {
-      const count = this.#down(fs.writeSync(this.#fd, this.#buffer, done, length - done, offset + done));
+      const count = this.#down(await this.#threads.write(buffer, done, length - done, offset + done));
       if (count === 0) throw Object.assign(new Error('the system takes no whole block'), { code: 'EIO' });
       done += count;
     }
+  }
+
+  #take(): Uint8Array {
+    const spare = this.#spare.pop();
+    if (spare !== undefined) return spare;
+    const memory = new Uint8Array(bufferLength + blockLengthMax);
+    const past = this.#calls.addressOf(memory) % blockLengthMax;
+    const at = past === 0 ? 0 : blockLengthMax - past;
+    return memory.subarray(at, at + bufferLength);
+  }
+
+  #giveBack(buffer: Uint8Array): void {
+    if (this.#spare.length < spareMax) this.#spare.push(buffer);
   }
 
   #down(offset: number): number {

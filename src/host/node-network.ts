@@ -5,8 +5,8 @@
  * - In: Node reads straight into the receiver's memory (`onread`); no Buffer is made, nothing is joined.
  * - Out: while nothing is pending, a send is one write on the socket's descriptor in the caller's turn; what the system
  *   does not take at once goes through `socket.write`, and so does all that follows until that has drained.
- * Both need the socket's handle, which Node does not document; `takeHandle` is the one place that takes it, and where it
- * finds none the stream works on events alone.
+ * Both need the socket's handle, which Node does not document; `takeHandle` is the one place that takes it, and where
+ * it finds none the stream works on events alone.
  */
 import * as fs from 'node:fs';
 import * as net from 'node:net';
@@ -21,7 +21,9 @@ const connectTimeoutMs = 5000;
 const lingerMs = 1000;
 /** A TCP peer that vanished without a word is probed after this long without traffic. */
 const keepAliveMs = 30_000;
-/** Where bytes land that arrive when the receiver may not be asked: the first of a stream, and the first after a pause. */
+/**
+ * Where bytes land that arrive when the receiver may not be asked: the first of a stream, and the first after a pause.
+ */
 const landingLength = 16_384;
 
 /** Whether streams work on their socket's handle, or on Node's documented events alone: slower, and the fallback. */
@@ -93,7 +95,8 @@ class NodeListener implements HostListener {
   }
 
   close(): Promise<void> {
-    // The call itself stops listening and removes a unix socket's file; its callback would wait for streams that live on.
+    // The call itself stops listening and removes a unix socket's file; its callback would wait for streams that live
+    // on.
     this.#closed ??= new Promise((resolve) => {
       this.#server.close();
       setImmediate(resolve);
@@ -289,8 +292,8 @@ interface Handle {
 }
 
 /**
- * Takes the handle out of a connected, paused socket, for a new one that reads where we say: only a socket's constructor
- * takes `onread`, and an accepted socket has been constructed already. Null: this Node has no such handle.
+ * Takes the handle out of a connected, paused socket, for a new one that reads where we say: only a socket's
+ * constructor takes `onread`, and an accepted socket has been constructed already. Null: this Node has no such handle.
  */
 function takeHandle(socket: net.Socket): Handle | null {
   const shell = socket as unknown as { _handle?: Handle | null };

@@ -1,8 +1,12 @@
 /**
- * The system calls that Node lacks, through koffi: holes, byte locks, the size of a block device.
+ * The system calls that Node lacks, through koffi: holes, byte locks, block devices.
  *
  * The only file that knows koffi. Where it has no binary for this machine, `loadSystemCalls` gives null and everything
- * goes on without holes and locks. Linux on 64 bits is assumed: `long` and `off_t` are 64 bits wide, offsets are numbers.
+ * goes on without holes and locks. Linux on 64 bits is assumed: `long` and `off_t` are 64 bits wide, offsets are
+ * numbers.
+ *
+ * What a call is (`punchHole(fd, ...)`) stands apart from when it is made: `now` blocks this thread, `later` makes it
+ * on one of libuv's.
  */
 import { createRequire } from 'node:module';
 import { constants } from 'node:os';
@@ -25,17 +29,21 @@ const errnoNames = new Map<number, Errno>(Object.entries(errnoNumbers).map(([nam
 /** What a byte range is asked to become. */
 export type LockType = 'shared' | 'exclusive' | 'none';
 
+/** A call that may take time: which one, with what, and what its result means. */
+export interface SystemCall<T> {
+  readonly name: 'lseek' | 'fallocate' | 'ioctl';
+  readonly args: readonly unknown[];
+  /** What it says; `errno` is 0 if it succeeded. Throws `SystemCallError`; `again`: it was interrupted. */
+  result(returned: number, errno: number): T | typeof again;
+}
+
+const again = Symbol('interrupted');
+
 export interface SystemCalls {
-  /** SEEK_DATA; null: there is no data at or after `offset`. Throws `SystemCallError` (EINVAL: the file cannot tell). */
-  seekData(fd: number, offset: number): number | null;
-  /** SEEK_HOLE; null: `offset` is at or after the end. */
-  seekHole(fd: number, offset: number): number | null;
-  /** SEEK_END: the size, of a block device too. */
-  seekEnd(fd: number): number;
-  /** fallocate(PUNCH_HOLE | KEEP_SIZE). False: the file system cannot. */
-  punchHole(fd: number, offset: number, length: number): boolean;
-  /** fallocate(ZERO_RANGE | KEEP_SIZE). False: the file system cannot. */
-  zeroRange(fd: number, offset: number, length: number): boolean;
+  /** Makes the call on this thread. */
+  now<T>(call: SystemCall<T>): T;
+  /** Makes the call on one of libuv's threads. */
+  later<T>(call: SystemCall<T>): Promise<T>;
   /** Where bytes lie in memory, for those who need it aligned. They do not move. */
   addressOf(bytes: Uint8Array): number;
   /** F_OFD_SETLK on one byte. False: it conflicts with the lock of another open file. */
@@ -44,7 +52,8 @@ export interface SystemCalls {
   isLocked(fd: number, byte: number): boolean;
 }
 
-// From Linux' headers: unistd.h (whence), linux/falloc.h (modes), asm-generic/fcntl.h (commands, lock types).
+// From Linux' headers: unistd.h (whence), linux/falloc.h (modes), asm-generic/fcntl.h (commands, lock types),
+// linux/fs.h.
 const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
@@ -53,8 +62,73 @@ const FALLOC_FL_PUNCH_HOLE = 0x02;
 const FALLOC_FL_ZERO_RANGE = 0x10;
 const F_OFD_GETLK = 36;
 const F_OFD_SETLK = 37;
+const BLKSSZGET = 0x1268;
+const BLKDISCARD = 0x1277;
 const lockTypes: Record<LockType, number> = { shared: 0, exclusive: 1, none: 2 };
-const { EACCES, EAGAIN, EINTR, EINVAL, ENOSYS, ENXIO, EOPNOTSUPP } = constants.errno;
+const { EACCES, EAGAIN, EINTR, EINVAL, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP } = constants.errno;
+
+/** SEEK_DATA; null: there is no data at or after `offset`. EINVAL: the file cannot tell. */
+export function seekData(fd: number, offset: number): SystemCall<number | null> {
+  return seek('SEEK_DATA', [fd, offset, SEEK_DATA]);
+}
+
+/** SEEK_HOLE; null: `offset` is at or after the end. */
+export function seekHole(fd: number, offset: number): SystemCall<number | null> {
+  return seek('SEEK_HOLE', [fd, offset, SEEK_HOLE]);
+}
+
+/** SEEK_END: the size, of a block device too. */
+export function seekEnd(fd: number): SystemCall<number | null> {
+  return seek('SEEK_END', [fd, 0, SEEK_END]);
+}
+
+/** fallocate(PUNCH_HOLE | KEEP_SIZE). False: the file system or the device cannot. */
+export function punchHole(fd: number, offset: number, length: number): SystemCall<boolean> {
+  return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+}
+
+/** fallocate(ZERO_RANGE | KEEP_SIZE). False: the file system or the device cannot. */
+export function zeroRange(fd: number, offset: number, length: number): SystemCall<boolean> {
+  return fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
+}
+
+/** BLKDISCARD of a block device. False: it knows no discard, or not of such a range. */
+export function discardBlocks(fd: number, offset: number, length: number): SystemCall<boolean> {
+  const range = BigUint64Array.of(BigInt(offset), BigInt(length));
+  return { name: 'ioctl', args: [fd, BLKDISCARD, range], result: unlessUnable('ioctl BLKDISCARD') };
+}
+
+/** BLKSSZGET: the logical block of a block device, bytes, is put into `into`. */
+export function logicalBlock(fd: number, into: Int32Array): SystemCall<boolean> {
+  return { name: 'ioctl', args: [fd, BLKSSZGET, into], result: unlessUnable('ioctl BLKSSZGET') };
+}
+
+function seek(name: string, args: readonly number[]): SystemCall<number | null> {
+  return {
+    name: 'lseek',
+    args,
+    result(returned, errno) {
+      if (errno === 0) return returned;
+      if (errno === ENXIO) return null; // lseek(2): beyond the last byte (or the last data) of the file
+      throw new SystemCallError(`lseek ${name}`, errno);
+    },
+  };
+}
+
+function fallocate(fd: number, mode: number, offset: number, length: number): SystemCall<boolean> {
+  return { name: 'fallocate', args: [fd, mode, offset, length], result: unlessUnable('fallocate') };
+}
+
+/** True, or false where it is not to be had here. */
+function unlessUnable(name: string): SystemCall<boolean>['result'] {
+  return (_returned, errno) => {
+    if (errno === 0) return true;
+    if (errno === EINTR) return again;
+    // EINVAL: a block device whose sectors the range does not fit, or a mode that it does not know.
+    if (errno === EOPNOTSUPP || errno === ENOSYS || errno === EINVAL || errno === ENOTTY) return false;
+    throw new SystemCallError(name, errno);
+  };
+}
 
 interface Flock {
   l_type: number;
@@ -64,10 +138,13 @@ interface Flock {
   l_pid: number;
 }
 
-/** The C functions, as koffi hands them out. */
-interface Functions {
-  lseek(fd: number, offset: number, whence: number): number;
-  fallocate(fd: number, mode: number, offset: number, length: number): number;
+/** A C function as koffi hands it out. */
+interface NativeFunction {
+  (...args: readonly unknown[]): number;
+  async(...args: readonly unknown[]): void;
+}
+
+interface Functions extends Record<SystemCall<unknown>['name'], NativeFunction> {
   fcntl(fd: number, command: number, lock: Flock): number;
   errno(): number;
   address(bytes: Uint8Array): bigint;
@@ -103,30 +180,13 @@ function loadFunctions(): Functions {
     fallocate: library.func('fallocate', 'int', ['int', 'int', 'int64_t', 'int64_t']),
     // Variadic in C; on Linux a pointer travels there as it does for a fixed argument, on both processors.
     fcntl: library.func('fcntl', 'int', ['int', 'int', koffi.inout(koffi.pointer(flock))]),
+    ioctl: library.func('ioctl', 'int', ['int', 'unsigned long', 'void *']),
     errno: () => koffi.errno(),
     address: (bytes) => koffi.address(bytes),
   };
 }
 
 function systemCalls(functions: Functions): SystemCalls {
-  const seek = (fd: number, offset: number, whence: number, name: string): number | null => {
-    const found = functions.lseek(fd, offset, whence);
-    if (found >= 0) return found;
-    const errno = functions.errno();
-    if (errno === ENXIO) return null; // lseek(2): beyond the last byte (or the last data) of the file
-    throw new SystemCallError(`lseek ${name}`, errno);
-  };
-  const fallocate = (fd: number, mode: number, offset: number, length: number): boolean => {
-    if (length === 0) return true;
-    for (;;) {
-      if (functions.fallocate(fd, mode, offset, length) === 0) return true;
-      const errno = functions.errno();
-      if (errno === EINTR) continue;
-      // EINVAL: a block device whose sectors the range does not fit, or a mode that it does not know.
-      if (errno === EOPNOTSUPP || errno === ENOSYS || errno === EINVAL) return false;
-      throw new SystemCallError('fallocate', errno);
-    }
-  };
   const lock = (byte: number, type: LockType): Flock => ({
     l_type: lockTypes[type],
     l_whence: 0,
@@ -134,12 +194,31 @@ function systemCalls(functions: Functions): SystemCalls {
     l_len: 1,
     l_pid: 0,
   });
+  const judge = <T>(call: SystemCall<T>, returned: number): T | typeof again =>
+    call.result(returned, returned < 0 ? functions.errno() : 0);
   return {
-    seekData: (fd, offset) => seek(fd, offset, SEEK_DATA, 'SEEK_DATA'),
-    seekHole: (fd, offset) => seek(fd, offset, SEEK_HOLE, 'SEEK_HOLE'),
-    seekEnd: (fd) => seek(fd, 0, SEEK_END, 'SEEK_END') ?? 0,
-    punchHole: (fd, offset, length) => fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length),
-    zeroRange: (fd, offset, length) => fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length),
+    now(call) {
+      for (;;) {
+        const result = judge(call, functions[call.name](...call.args));
+        if (result !== again) return result;
+      }
+    },
+    later: (call) =>
+      new Promise((resolve, reject) => {
+        const make = (): void => {
+          functions[call.name].async(...call.args, (error: Error | null, returned: number) => {
+            try {
+              if (error !== null) throw error;
+              const result = judge(call, returned);
+              if (result === again) make();
+              else resolve(result);
+            } catch (thrown) {
+              reject(thrown);
+            }
+          });
+        };
+        make();
+      }),
     addressOf: (bytes) => Number(functions.address(bytes)),
     setLock(fd, byte, type) {
       if (functions.fcntl(fd, F_OFD_SETLK, lock(byte, type)) === 0) return true;

@@ -80,10 +80,10 @@ async function readsAsZeroes(file: HostFile): Promise<boolean> {
   const bytes = new Uint8Array(scanBytes);
   let at = 0;
   while (at < size) {
-    const data = file.seekData(at);
+    const data = await file.seekData(at);
     const from = data ?? at;
     if (from >= size) return true;
-    const end = data === null ? size : (file.seekHole(from) ?? size);
+    const end = data === null ? size : ((await file.seekHole(from)) ?? size);
     for (let offset = from; offset < end; offset += scanBytes) {
       const part = bytes.subarray(0, Math.min(scanBytes, end - offset));
       await file.read(offset, part);

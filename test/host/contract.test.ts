@@ -1,4 +1,7 @@
-/** The contract of a host (the files `*-cases.ts`), on the real one, on its fallbacks, and on the simulated one under many seeds. */
+/**
+ * The contract of a host (the files `*-cases.ts`), on the real one, on its fallbacks, and on the simulated one under
+ * many seeds.
+ */
 import { describe, test } from 'node:test';
 import type { Host, HostFile, OpenHow } from '../../src/host/host.ts';
 import { createHost } from '../../src/host/index.ts';

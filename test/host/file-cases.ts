@@ -123,18 +123,19 @@ export const holeAndLockCases: readonly Case[] = [
       const file = await create(host, join(folder, 'f'));
       const far = 5 * 2 ** 30;
       await file.truncate(6 * 2 ** 30);
-      assert.equal(file.seekData(0), 6 * 2 ** 30);
+      assert.equal(await file.seekData(0), Number.POSITIVE_INFINITY);
       await file.write(65_536, pattern(65_536, 1));
       await file.write(far, pattern(4096, 2));
       await file.sync();
-      assert.equal(file.seekData(0), 65_536);
-      assert.equal(file.seekHole(65_536), 131_072);
-      assert.equal(file.seekHole(0), 0);
-      assert.equal(file.seekData(131_072), far);
-      assert.equal(file.seekHole(far), far + 4096);
-      assert.equal(file.seekData(far + 4096), 6 * 2 ** 30);
-      assert.equal(file.seekData(6 * 2 ** 30), 6 * 2 ** 30);
-      assert.equal(file.seekHole(6 * 2 ** 30 + 5), 6 * 2 ** 30);
+      assert.equal(await file.seekData(0), 65_536);
+      assert.equal(await file.seekHole(65_536), 131_072);
+      assert.equal(await file.seekHole(0), 0);
+      assert.equal(await file.seekData(131_072), far);
+      assert.equal(await file.seekHole(far), far + 4096);
+      assert.equal(await file.seekData(far + 4096), Number.POSITIVE_INFINITY);
+      assert.equal(await file.seekData(6 * 2 ** 30), Number.POSITIVE_INFINITY);
+      assert.equal(await file.seekHole(far + 4096), far + 4096);
+      assert.equal(await file.seekHole(6 * 2 ** 30 + 5), 6 * 2 ** 30 + 5);
       await file.close();
     },
   ],
@@ -144,16 +145,16 @@ export const holeAndLockCases: readonly Case[] = [
       const file = await create(host, join(folder, 'f'));
       const model = pattern(1 << 20, 5);
       await file.write(0, model);
-      assert.ok(file.punchHole(262_144, 131_072));
-      assert.ok(file.punchHole(1000, 100));
+      assert.ok(await file.punchHole(262_144, 131_072));
+      assert.ok(await file.punchHole(1000, 100));
       model.fill(0, 262_144, 393_216).fill(0, 1000, 1100);
-      if (file.zeroRange(524_288, 65_536)) model.fill(0, 524_288, 589_824);
-      assert.ok(file.punchHole(5, 0));
+      if (await file.zeroRange(524_288, 65_536)) model.fill(0, 524_288, 589_824);
+      assert.ok(await file.punchHole(5, 0));
       await file.sync();
       assert.deepEqual(await readAll(file, 0, 1 << 20), model);
-      assert.equal(file.seekHole(0), 262_144);
-      assert.equal(file.seekData(262_144), 393_216);
-      file.punchHole(1 << 20, 4096);
+      assert.equal(await file.seekHole(0), 262_144);
+      assert.equal(await file.seekData(262_144), 393_216);
+      await file.punchHole(1 << 20, 4096);
       assert.equal(file.size(), 1 << 20);
       await file.close();
     },

@@ -41,7 +41,7 @@ test('a punched range gives its space back, as du sees it', async (t) => {
   await file.write(0, pattern(1 << 20, 1));
   await file.sync();
   const before = usedKiB(path);
-  assert.equal(file.punchHole(0, 1 << 19), true);
+  assert.equal(await file.punchHole(0, 1 << 19), true);
   await file.sync();
   assert.ok(usedKiB(path) <= before - 500, `${before} KiB before, ${usedKiB(path)} after`);
 });
@@ -188,7 +188,9 @@ async function agreesWithArray(file: HostFile, steps: readonly FileStep[]): Prom
       assert.equal(Buffer.compare(found, model.subarray(step.offset, step.offset + step.length)), 0);
     } else {
       const done =
-        step.do === 'punch' ? file.punchHole(step.offset, step.length) : file.zeroRange(step.offset, step.length);
+        step.do === 'punch'
+          ? await file.punchHole(step.offset, step.length)
+          : await file.zeroRange(step.offset, step.length);
       if (done) model.fill(0, step.offset, Math.min(size, step.offset + step.length));
     }
     assert.equal(file.size(), size);

@@ -2,6 +2,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import type { HostFile } from '../../src/host/host.ts';
+import type { Done } from '../../src/util/later.ts';
 import { create, readAll } from '../host/tools.ts';
 import { World } from './world.ts';
 
@@ -58,9 +60,13 @@ async function survives(seed: number, steps: readonly DiskStep[]): Promise<void>
         },
       );
     } else if (step.kind === 'zero') {
-      if (step.hole) file.punchHole(step.offset, step.length);
-      else file.zeroRange(step.offset, step.length);
-      model.put(step.offset, new Uint8Array(step.length));
+      const data = new Uint8Array(step.length);
+      await model.during(
+        world,
+        true,
+        () => zero(file, step),
+        () => model.put(step.offset, data),
+      );
     } else {
       await model.during(
         world,
@@ -74,6 +80,11 @@ async function survives(seed: number, steps: readonly DiskStep[]): Promise<void>
   const again = await world.complete(world.restart('a').files.open('/f', { access: 'read' }));
   assert.equal(again.size(), diskSize);
   model.check(await world.complete(readAll(again, 0, diskSize)));
+}
+
+function zero(file: HostFile, { offset, length, hole }: DiskStep & { kind: 'zero' }): Done {
+  const done = hole ? file.punchHole(offset, length) : file.zeroRange(offset, length);
+  return typeof done === 'boolean' ? undefined : done.then(() => undefined);
 }
 
 class DiskModel {

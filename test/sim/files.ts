@@ -164,6 +164,8 @@ export interface WriteInFlight {
 export class SimFile implements HostFile {
   readonly path: string;
   readonly kind = 'file';
+  readonly blockLength = 1;
+  readonly io = { onThreads: false, oldestMs: 0 };
   readonly locks: HostFileLocks;
   readonly #process: SimProcess;
   readonly #inode: SimInode;
@@ -250,20 +252,24 @@ export class SimFile implements HostFile {
 
   seekData(offset: number): number | null {
     this.#check('seek in');
-    return this.#inode.seek(offset, 'data') ?? this.#inode.size;
+    return this.#inode.seek(offset, 'data') ?? Number.POSITIVE_INFINITY;
   }
 
   seekHole(offset: number): number | null {
     this.#check('seek in');
-    return this.#inode.seek(offset, 'hole') ?? this.#inode.size;
+    return this.#inode.seek(offset, 'hole') ?? offset;
   }
 
-  punchHole(offset: number, length: number): boolean {
+  punchHole(offset: number, length: number): boolean | Promise<boolean> {
     return this.#zero(offset, length, true);
   }
 
-  zeroRange(offset: number, length: number): boolean {
+  zeroRange(offset: number, length: number): boolean | Promise<boolean> {
     return this.#zero(offset, length, false);
+  }
+
+  discard(offset: number, length: number): boolean | Promise<boolean> {
+    return this.punchHole(offset, length);
   }
 
   close(): Promise<void> {
@@ -285,12 +291,14 @@ export class SimFile implements HostFile {
     this.#process.openFiles.delete(this);
   }
 
-  #zero(offset: number, length: number, hole: boolean): boolean {
+  #zero(offset: number, length: number, hole: boolean): boolean | Promise<boolean> {
     this.#checkWritable('zero');
     const fault = this.#process.begin('zero', this.#absolute, offset, length);
-    if (fault?.errno !== undefined) throw fileError(fault.errno, 'zero', this.path);
-    if (this.#process.alive) this.#inode.zero(offset, length, hole);
-    return true;
+    const done = this.#soon(fault, () => {
+      if (fault?.errno !== undefined) throw fileError(fault.errno, 'zero', this.path);
+      if (this.#process.alive) this.#inode.zero(offset, length, hole);
+    });
+    return done === undefined ? true : done.then(() => true);
   }
 
   #lock(byte: number, exclusive: boolean): boolean {
