@@ -79,7 +79,10 @@ class Demo {
     for (const daemon of this.daemons) {
       await daemon.poll();
       if (daemon.status !== null) this.line.say(`${daemon.name} is running already (process ${daemon.status.pid})`);
-      else daemon.start(daemon.place.configFile ?? '');
+      else {
+        this.line.say(`starting ${daemon.name}`);
+        daemon.start(daemon.place.configFile ?? '');
+      }
     }
     for (let waitedMs = 0; waitedMs < startMsMax; waitedMs += 100) {
       if ((await Promise.race([sleep(100), this.stopping])) === 'stop') return 'stop';
@@ -124,13 +127,14 @@ class Demo {
     const order = [...this.daemons].sort((one, other) => rank(one) - rank(other));
     let clean = true;
     for (const daemon of order) {
+      const answered = daemon.last !== null;
       const running = daemon.status !== null || daemon.ending === null;
-      if (await daemon.stop()) {
-        if (running) this.line.say(`${daemon.name} stopped`);
-      } else {
-        clean = false;
-        this.line.say(`${daemon.name} did not stop cleanly; its log is ${shortPath(daemon.logFile)}`);
-      }
+      const stopped = await daemon.stop();
+      // One that never answered has failed to start, and that is said already.
+      if (!answered || !running) continue;
+      clean &&= stopped;
+      const log = shortPath(daemon.logFile);
+      this.line.say(stopped ? `${daemon.name} stopped` : `${daemon.name} did not stop cleanly; its log is ${log}`);
     }
     return clean;
   }

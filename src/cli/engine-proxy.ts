@@ -6,7 +6,7 @@
  */
 import { Worker } from 'node:worker_threads';
 import type { QmpEvent, QmpTarget } from '../qmp/target.ts';
-import { BlockError, toBlockError } from '../util/errors.ts';
+import { BlockError } from '../util/errors.ts';
 import { type Deferred, deferred } from '../util/later.ts';
 import { arrivedError, type EngineThreadData, type FromEngine, type ToEngine } from './engine-messages.ts';
 
@@ -41,8 +41,9 @@ export class EngineProxy implements QmpTarget {
     this.ready.promise.catch(() => undefined);
     this.closed.promise.catch(() => undefined);
     worker.on('message', (message: FromEngine) => this.arrived(message));
-    worker.on('error', (error) => {
-      this.failure = toBlockError(error, 'engine');
+    worker.on('error', (error: Error) => {
+      // Whatever it was: to those who wait it is an engine that is gone, and not an error of their disk.
+      this.failure = new BlockError('shutting-down', `the engine died: ${error.message}`, { cause: error });
     });
     this.ended = new Promise((resolve) => {
       worker.on('exit', () => resolve(this.exited()));

@@ -55,7 +55,7 @@ async function serve(host: Host, config: PairConfig, log: Log): Promise<number> 
   const first = await Promise.race([stopping.promise, engineEnded]);
   if (typeof first !== 'string') {
     // There is nothing left that could be stopped cleanly: as after a crash, the next start finds marks to repair by.
-    log({ level: 'error', message: `the engine died: ${first.error?.message ?? 'without a word'}` });
+    log({ level: 'error', message: first.error?.message ?? 'the engine ended' });
     return exitCodes.failure.code;
   }
   log({ level: 'info', message: `stopping (${first})` });

@@ -18,6 +18,9 @@ const program = join(import.meta.dirname, '..', '..', 'src', 'cli', 'main.ts');
 
 const host = createHost();
 
+/** Three programs start, on a machine that may have much else to do. */
+const readyMs = 60_000;
+
 export const blockstep = (...args: string[]): Promise<RunResult> => run(process.execPath, [program, ...args]);
 
 /** What `status --json` says of one daemon; which members are there depends on whether it answered. */
@@ -38,8 +41,10 @@ export class TestPair {
   private readonly t: TestContext;
 
   static async make(t: TestContext): Promise<TestPair> {
-    const pair = new TestPair(t, join(await temporaryFolder(t), 'data'));
-    t.after(() => pair.killAll());
+    // Before the folder goes, which says who they are.
+    let pair: TestPair | null = null;
+    t.after(() => pair?.killAll());
+    pair = new TestPair(t, join(await temporaryFolder(t), 'data'));
     return pair;
   }
 
@@ -84,17 +89,20 @@ export class TestPair {
   }
 
   runOnOwnDisk(name: string, mount: string): Promise<Daemon> {
-    return spawnDaemon(this.t, 'unshare', this.onOwnDisk(name, mount), { ready: /ready/ });
+    return spawnDaemon(this.t, 'unshare', this.onOwnDisk(name, mount), { ready: /ready/, readyMs });
   }
 
   /** Starts the demo; ready when one side serves. */
   demo(): Promise<Daemon> {
-    return spawnDaemon(this.t, process.execPath, [program, 'demo', '-d', this.data], { ready: /serves the disk/ });
+    return spawnDaemon(this.t, process.execPath, [program, 'demo', '-d', this.data], {
+      ready: /serves the disk/,
+      readyMs,
+    });
   }
 
   /** Starts one daemon by its configuration file. */
   run(name: string, ready = /ready/): Promise<Daemon> {
-    return spawnDaemon(this.t, process.execPath, [program, 'run', '-c', this.config(name)], { ready });
+    return spawnDaemon(this.t, process.execPath, [program, 'run', '-c', this.config(name)], { ready, readyMs });
   }
 
   command(name: string, ...args: string[]): Promise<RunResult> {
@@ -112,7 +120,7 @@ export class TestPair {
 
   /** Waits until the daemon is as wished. */
   async until(name: string, what: string, fits: (entry: Entry) => boolean): Promise<Entry> {
-    const limit = Date.now() + 30_000;
+    const limit = Date.now() + readyMs;
     for (;;) {
       const entry = await this.entry(name);
       if (fits(entry)) return entry;
