@@ -18,6 +18,7 @@ import { controlSocket, DataFolder } from './data-folder.ts';
 import { EngineProxy } from './engine-proxy.ts';
 import { exitCodes } from './exit-codes.ts';
 import { createLog, type Log, type LogFormat, type LogLevel } from './log.ts';
+import { reserveThreads } from './threads.ts';
 
 export interface RunOptions extends ConfigOptions {
   readonly log: LogFormat;
@@ -26,6 +27,7 @@ export interface RunOptions extends ConfigOptions {
 
 /** @returns the exit code, when the daemon has stopped */
 export async function run(file: string, options: RunOptions): Promise<number> {
+  reserveThreads();
   const config = await readConfig(file, options);
   const log = createLog(config.name, options.log, options.logLevel);
   const host = createHost();

@@ -18,9 +18,11 @@ import {
   type StorageStep,
   storageHelp,
 } from './storage-options.ts';
+import { reserveThreads } from './threads.ts';
 
 /** Runs until it is stopped; gives the exit code. @throws BlockError if it cannot start, or a stop that failed */
 export async function storageDaemon(argv: string[]): Promise<number> {
+  reserveThreads();
   const options = parseStorageOptions(argv, new DriverRegistry(drivers));
   if (options.show !== null) {
     process.stdout.write(options.show === 'help' ? storageHelp : `blockstep storage-daemon ${programVersion}\n`);
