@@ -144,6 +144,8 @@ function environment() {
   const node = ltsNode();
   const first = node === null ? [] : [path.dirname(node)];
   env.PATH = [...first, at('node_modules', '.bin'), env.PATH || '', '/usr/sbin', '/sbin'].join(':');
+  // Sources run as they are, in hundreds of processes: compiling each of them once halves their start.
+  env.NODE_COMPILE_CACHE = env.NODE_COMPILE_CACHE || at('node_modules', '.cache', 'compile');
   return env;
 }
 
