@@ -12,6 +12,7 @@
 import { z } from 'zod';
 import type { Child } from '../block/child.ts';
 import { type DriverNode, defineDriver, type OpenContext } from '../block/driver.ts';
+import type { Epochal } from '../block/epochal.ts';
 import { type WriteFlags, writeFlags } from '../block/node.ts';
 import { recordKinds, recordPayloadBytesMax } from '../block/record-format.ts';
 import { type LogFile, RecordLog } from '../block/record-log.ts';
@@ -37,6 +38,7 @@ const optionsSchema = z.strictObject({
     .describe('bytes of a block'),
   size: z.int().positive().optional().describe('bytes; default: the length of the backing'),
   volume: z.string().max(256).default('').describe('the volume it belongs to; a log of another one is refused'),
+  epoch: z.int().positive().optional().describe('the epoch that its group holds; default: it has one of its own'),
   sync: z.boolean().default(true).describe('false: durable only when flushed (for tmpfs and tests)'),
   'grow-bytes': z
     .int()
@@ -59,21 +61,27 @@ export const shadowDriver = defineDriver<Options>({
   },
 });
 
-class Shadow implements DriverNode {
+class Shadow implements DriverNode, Epochal {
   readonly length: number;
+  /** its epoch is the group's: made durable by the group's owner */
+  readonly belongsToGroup: boolean;
+  epoch: number;
   private readonly granularity: number;
   private readonly backing: Child | null;
   private readonly lock = new RangeLock();
   private readonly readOnly: boolean;
   private log: RecordLog | null = null;
   private index = new BlockIndex();
-  private epoch = 1;
+  /** the log begins again at the start of its file before the next append */
+  private restartDue = false;
   private readsUnderWay = 0;
 
   private constructor(options: Options, context: OpenContext, backing: Child | null, length: number) {
     this.granularity = options.granularity;
     this.backing = backing;
     this.length = length;
+    this.belongsToGroup = options.epoch !== undefined;
+    this.epoch = options.epoch ?? 1;
     this.readOnly = context.readOnly;
   }
 
@@ -86,7 +94,6 @@ class Shadow implements DriverNode {
   ): Promise<Shadow> {
     const shadow = new Shadow(options, context, backing, length);
     const { granularity } = options;
-    let zeroes = true;
     shadow.log = await RecordLog.open(
       logFile(file),
       context.host.random,
@@ -99,19 +106,18 @@ class Shadow implements DriverNode {
         growBytes: options['grow-bytes'],
       },
       (header, position) => {
-        if (header.epoch < shadow.epoch) return;
+        if (header.epoch < shadow.epoch || (shadow.belongsToGroup && header.epoch !== shadow.epoch)) return;
         if (header.epoch > shadow.epoch) {
           shadow.epoch = header.epoch;
           shadow.index = new BlockIndex();
         }
-        zeroes = header.kind === recordKinds.zero;
-        shadow.enter(header.offset, header.length, zeroes ? zeroPosition : position);
+        shadow.enter(header.offset, header.length, header.kind === recordKinds.zero ? zeroPosition : position);
       },
     );
     const { user } = shadow.log;
     const known = z.object({ granularity: z.number(), length: z.number(), epoch: z.number() }).safeParse(user);
     if (!known.success) {
-      await shadow.log.setUser({ granularity, length, epoch: shadow.epoch });
+      await shadow.log.setUser(shadow.userData(shadow.epoch));
       return shadow;
     }
     if (known.data.granularity !== granularity || known.data.length !== length) {
@@ -121,7 +127,7 @@ class Shadow implements DriverNode {
           `not for ${length} in blocks of ${granularity}`,
       );
     }
-    if (known.data.epoch > shadow.epoch) {
+    if (!shadow.belongsToGroup && known.data.epoch > shadow.epoch) {
       shadow.epoch = known.data.epoch;
       shadow.index = new BlockIndex();
     }
@@ -235,6 +241,7 @@ class Shadow implements DriverNode {
   /** Issues a change of whole blocks around the range, after overlapping ones. */
   private exclusively(offset: number, length: number, issue: () => Done): Done {
     if (this.readOnly) throw new BlockError('read-only', 'the overlay is open read-only');
+    if (this.restartDue) this.restart();
     const { granularity } = this;
     const start = Math.floor(offset / granularity) * granularity;
     const end = Math.ceil((offset + length) / granularity) * granularity;
@@ -324,14 +331,42 @@ class Shadow implements DriverNode {
 
   // ---------------------------------------------------------------- emptying and the rest
 
-  /** Raises the epoch. Nothing is under way in this node: its caller has drained it. */
+  /** Raises the overlay's own epoch. Nothing is under way in this node: its caller has drained it. */
   async makeEmpty(): Promise<void> {
+    if (this.belongsToGroup) {
+      throw new BlockError('wrong-state', 'the overlay belongs to a group: it is emptied together with the others');
+    }
     const log = this.logNow;
-    const user = { granularity: this.granularity, length: this.length, epoch: this.epoch + 1 };
+    const user = this.userData(this.epoch + 1);
     if (log.usedBytes > restartBytes && this.readsUnderWay === 0) await log.restart(user);
     else await log.setUser(user);
-    this.epoch += 1;
+    this.forget(this.epoch + 1);
+  }
+
+  emptyAt(epoch: number): void {
+    if (epoch <= this.epoch) throw new BlockError('invalid-request', `epoch ${epoch} is not above ${this.epoch}`);
+    this.forget(epoch);
+    this.restartDue = this.logNow.usedBytes > restartBytes;
+  }
+
+  private forget(epoch: number): void {
+    this.epoch = epoch;
     this.index = new BlockIndex();
+  }
+
+  private userData(epoch: number): { granularity: number; length: number; epoch: number } {
+    return { granularity: this.granularity, length: this.length, epoch };
+  }
+
+  /** The space of what was emptied is used anew, before the next append and once no old position is read any more. */
+  private restart(): void {
+    if (this.readsUnderWay > 0) return;
+    this.restartDue = false;
+    const restarted = this.lock.run(0, Number.MAX_SAFE_INTEGER, false, () =>
+      this.logNow.restart(this.userData(this.epoch)),
+    );
+    // A failure sticks to the log: the append that waits behind this fails with it.
+    restarted?.catch(() => undefined);
   }
 
   async settle(): Promise<void> {
