@@ -144,9 +144,10 @@ export class ReplicationMarks {
     return this.missing.any(offset, length) || this.written.any(offset, length) || this.proving.any(offset, length);
   }
 
+  /** Costs what is marked, not the size of the disk: status commands ask it often. */
   get mayDifferBytes(): number {
-    if (this.written.empty && this.proving.empty) return this.missing.bytes;
-    return this.union().bytes;
+    const { missing, written, proving } = this;
+    return missing.bytes + bytesBeyond(written, [missing]) + bytesBeyond(proving, [missing, written]);
   }
 
   /** @param waiting ranges of users' writes that wait for the next mode: the local disk has them, S does not */
@@ -161,6 +162,27 @@ export class ReplicationMarks {
     for (const bitmap of [this.missing, this.written, this.proving]) union.or(bitmap);
     return union;
   }
+}
+
+/** The bytes that are marked in `bitmap` and in none of the others. */
+function bytesBeyond(bitmap: DirtyBitmap, others: readonly DirtyBitmap[]): number {
+  let bytes = 0;
+  for (const { offset, length } of bitmap.ranges()) {
+    const end = offset + length;
+    for (let at = offset; at < end; ) {
+      let coveredTo = at;
+      let freeTo = end;
+      for (const other of others) {
+        const range = other.next(at, end);
+        if (range === null) continue;
+        if (range.offset === at) coveredTo = Math.max(coveredTo, at + range.length);
+        else freeTo = Math.min(freeTo, range.offset);
+      }
+      if (coveredTo === at) bytes += freeTo - at;
+      at = coveredTo > at ? coveredTo : freeTo;
+    }
+  }
+  return bytes;
 }
 
 /** At most `bitmapRangesMax` ranges: too many are joined over ever wider gaps, which only adds to them. */

@@ -18,6 +18,9 @@ import { deferred } from '../util/later.ts';
 import { type Command, engineCommands } from './commands/index.ts';
 import { ExportList } from './exports.ts';
 
+/** ms; longer than an NBD server leaves a client that it hangs up on */
+const heldUsersMs = 1500;
+
 export interface EngineOptions {
   /** for messages; default `engine` */
   readonly name?: string;
@@ -99,7 +102,7 @@ export class Engine implements QmpTarget {
 
   async #close(): Promise<void> {
     let first: BlockError | null = null;
-    const steps = [() => this.exports.close(), () => this.jobs.close(), () => this.#flush(), () => this.graph.close()];
+    const steps = [() => this.#closeExports(), () => this.jobs.close(), () => this.#flush(), () => this.graph.close()];
     for (const step of steps) {
       try {
         await step();
@@ -108,6 +111,19 @@ export class Engine implements QmpTarget {
       }
     }
     if (first !== null) throw first;
+  }
+
+  /**
+   * Users that a replication group holds are let go only when their connections are gone: no answer of theirs may be
+   * heard, because no new generation was opened before it (pair.md 7).
+   */
+  async #closeExports(): Promise<void> {
+    const timer = this.host.clock.after(heldUsersMs, () => this.replicationGroup.links.shutDown());
+    try {
+      await this.exports.close();
+    } finally {
+      timer.cancel();
+    }
   }
 
   /** Flushes from the tops of the graph: what users wrote is durable after a clean stop, also without their flush. */

@@ -16,11 +16,12 @@ import type { Extent } from '../util/extents.ts';
 import { type Deferred, type Done, deferred } from '../util/later.ts';
 import type { JobControl, OnError } from './job.ts';
 
-/** Bytes of a chunk, where the granularity is not larger. */
-export const chunkBytesDefault = 2 ** 20;
+/** Most bytes of a chunk, where the granularity is not larger. */
+export const chunkBytesMax = 2 ** 20;
 /** Most bytes a granule may have: a chunk is at least one, and has a buffer. */
 export const copyGranularityMax = 2 ** 26;
-export const inFlightMaxDefault = 16;
+/** Most chunks under way. */
+export const inFlightMax = 16;
 /** ms before an error that is to be ignored is met again */
 const ignoredErrorDelayMs = 500;
 /** most ms that a speed limit lets the loop sleep in one go, so that a new limit is soon obeyed */
@@ -62,9 +63,10 @@ export class CopyLoop {
   constructor(options: CopyLoopOptions) {
     const { granularity } = options.target;
     this.options = options;
-    this.chunkBytes = Math.max(granularity, Math.floor(chunkBytesDefault / granularity) * granularity);
-    const bufferBytes = options.bufferBytes ?? inFlightMaxDefault * chunkBytesDefault;
-    this.inFlightMax = Math.min(inFlightMaxDefault, Math.max(1, Math.floor(bufferBytes / this.chunkBytes)));
+    const bufferBytes = options.bufferBytes ?? inFlightMax * chunkBytesMax;
+    const wanted = Math.min(chunkBytesMax, bufferBytes / inFlightMax);
+    this.chunkBytes = Math.max(granularity, Math.floor(wanted / granularity) * granularity);
+    this.inFlightMax = Math.min(inFlightMax, Math.max(1, Math.floor(bufferBytes / this.chunkBytes)));
   }
 
   /** Copies until nothing is left. Rejects with the first error that is to be reported, or `cancelled`. */

@@ -179,6 +179,29 @@ test('xen-set-replication, the status query and the checkpoint, over the whole g
   await p.run('xen-set-replication', { enable: true, primary: false });
 });
 
+test('pair 7: an engine that stops while users are held lets them go without an answer', async (t) => {
+  const folder = await temporaryFolder(t);
+  const p = await primary(t);
+  await p.run('nbd-server-start', { addr: { type: 'unix', data: { path: join(folder, 'p.sock') } } });
+  await p.run('block-export-add', { type: 'nbd', id: 'd', 'node-name': 'd', name: 'd', writable: true });
+  const user = new Side(t);
+  await user.run('blockdev-add', {
+    driver: 'nbd',
+    'node-name': 'd',
+    server: { type: 'unix', path: join(folder, 'p.sock') },
+    export: 'd',
+  });
+  const use = await user.engine.graph.use('d', parent, { needs: 3, shares: 7 });
+  const held = write(use, 0, 1, 4096).then(
+    () => 'answered',
+    () => 'failed',
+  );
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  await p.engine.close();
+  assert.equal(await held, 'failed');
+  await use.release();
+});
+
 test('a bad argument is refused, naming it', async (t) => {
   const p = await primary(t);
   const refused = (command: string, args: Answer, message: RegExp) => assert.rejects(p.run(command, args), message);

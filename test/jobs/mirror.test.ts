@@ -74,7 +74,7 @@ for (const ending of ['complete', 'leave', 'force'] as const) {
         const targetIsZero = random.chance(0.5);
         if (targetIsZero) target.content.fill(0);
         const job = await start({
-          'buf-size': random.chance(0.5) ? block : 2 ** 24,
+          'buf-size': (1 + random.below(16)) * block,
           'target-is-zero': targetIsZero,
         });
         const writes: ReturnType<typeof watch>[] = [];
