@@ -5,6 +5,8 @@
 import type { BlockNode } from './node.ts';
 
 export interface Epochal {
+  /** False: it has an epoch of its own, and `makeEmpty` raises it. */
+  readonly belongsToGroup: boolean;
   /** Content of another epoch than this one is not there. */
   readonly epoch: number;
   /**
@@ -17,7 +19,9 @@ export interface Epochal {
 
 /** The node as an overlay of a group, or null: it has an epoch of its own, or none. */
 export function epochal(node: BlockNode): (BlockNode & Epochal) | null {
-  return 'emptyAt' in node && 'belongsToGroup' in node && node.belongsToGroup === true
-    ? (node as BlockNode & Epochal)
-    : null;
+  return isEpochal(node) && node.belongsToGroup ? node : null;
+}
+
+function isEpochal(node: BlockNode): node is BlockNode & Epochal {
+  return 'emptyAt' in node && 'belongsToGroup' in node;
 }
