@@ -2,6 +2,7 @@
  * Metadata contexts: which there are, which a query selects, and what their block status says
  * (doc/proto.md, "Metadata querying").
  */
+import { BlockError } from '../util/errors.ts';
 import { clipExtents, type Extent } from '../util/extents.ts';
 import { NBD_META_BASE_ALLOCATION, NBD_META_BLOCKSTEP_ORDERED, NBD_STATE_HOLE, NBD_STATE_ZERO } from './constants.ts';
 
@@ -59,6 +60,9 @@ export function descriptorsOf(
   if (!isAllocation(context)) return [length, 0];
   const descriptors: number[] = [];
   for (const extent of clipExtents(extents, length).slice(0, most)) {
+    // A length that is no number would go on the wire as 0, which makes clients ask for ever.
+    if (!Number.isSafeInteger(extent.length))
+      throw new BlockError('io-error', 'block status has an extent of no length');
     const flags = (extent.allocated ? 0 : NBD_STATE_HOLE) | (extent.zero ? NBD_STATE_ZERO : 0);
     descriptors.push(extent.length, flags);
   }

@@ -334,6 +334,24 @@ test('block status: one chunk a context, one descriptor with REQ_ONE, never beyo
   assert.deepEqual([...one.status.values()], [[{ length: 4096, flags: 0 }], [{ length: 10_000, flags: 0 }]]);
 });
 
+test('a block status that says nothing is sent as unknown, one that is nonsense as an error', async () => {
+  for (const [extents, error] of [
+    [[], 0],
+    [[{ length: 0, zero: true, allocated: true }], 0],
+    [[{ length: Number.NaN, zero: true, allocated: true }], 5],
+  ] as const) {
+    for (const later of [false, true]) {
+      const backend = new MemoryBackend(MiB);
+      Object.assign(backend, { blockStatus: () => (later ? Promise.resolve(extents) : extents) });
+      const { host } = await serving({ backend });
+      const client = new TestClient(host, { contexts: ['base:allocation'] });
+      const answer = await client.ask({ type: nbd.NBD_CMD_BLOCK_STATUS, length: 512 });
+      assert.equal(answer.error, error);
+      if (error === 0) assert.deepEqual([...answer.status.values()], [[{ length: 512, flags: 0 }]]);
+    }
+  }
+});
+
 test('a request that comes with the last option is served', async () => {
   const { host } = await serving();
   const stream = host.connect();
