@@ -10,11 +10,13 @@ const path = require('node:path');
 /** A Debian package, what shows that it is there, and what needs it (`test` needs no less than `bench`). */
 const packages = [
   { name: 'qemu-utils', commands: ['qemu-img', 'qemu-io', 'qemu-nbd'], use: 'test' },
-  { name: 'libnbd-bin', commands: ['nbdinfo', 'nbdcopy'], use: 'test' },
+  { name: 'libnbd-bin', commands: ['nbdinfo', 'nbdcopy', 'nbdfuse'], use: 'test' },
   { name: 'python3', commands: ['python3'], use: 'test' },
   { name: 'python3-libnbd', python: 'nbd', use: 'test' },
   { name: 'nbdkit', commands: ['nbdkit'], use: 'test' },
   { name: 'fio', commands: ['fio'], use: 'test' },
+  { name: 'e2fsprogs', commands: ['mkfs.ext4'], use: 'test' },
+  { name: 'mount', commands: ['losetup', 'mount'], use: 'test' },
   { name: 'util-linux', commands: ['unshare'], use: 'test' },
   { name: 'gcc', commands: ['gcc'], use: 'bench' },
   { name: 'libc6-dev', file: '/usr/include/stdio.h', use: 'bench' },

@@ -29,8 +29,6 @@ export interface FileParts {
   readonly host: Host;
   readonly file: HostFile;
   readonly locks: ImageLocks;
-  /** keeps others from claiming a block device while it is open */
-  readonly claim?: HostFile | undefined;
 }
 
 export class FileNode implements DriverNode {
@@ -38,7 +36,6 @@ export class FileNode implements DriverNode {
   private readonly host: Host;
   private readonly file: HostFile;
   private readonly locks: ImageLocks;
-  private readonly claim: HostFile | undefined;
   private readonly ranges = new RangeLock();
   private readonly syncs: SyncQueue;
 
@@ -46,7 +43,6 @@ export class FileNode implements DriverNode {
     this.host = parts.host;
     this.file = parts.file;
     this.locks = parts.locks;
-    this.claim = parts.claim;
     this.length = this.file.size();
     this.syncs = new SyncQueue(() => this.sync());
   }
@@ -99,11 +95,7 @@ export class FileNode implements DriverNode {
   }
 
   async close(): Promise<void> {
-    try {
-      await this.file.close();
-    } finally {
-      await this.claim?.close();
-    }
+    await this.file.close();
   }
 
   info(): Record<string, unknown> {

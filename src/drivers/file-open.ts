@@ -1,7 +1,6 @@
 /** How an image is opened, and the options for it that the drivers `file` and `host_device` share. */
 import { z } from 'zod';
 import type { DriverNode, OpenContext } from '../block/driver.ts';
-import type { HostFile } from '../host/host.ts';
 import { BlockError } from '../util/errors.ts';
 import { ImageLocks } from './file-locks.ts';
 import { FileNode } from './file-node.ts';
@@ -49,22 +48,21 @@ export async function openImage(
   }
   const { files } = context.host;
   const access = context.readOnly ? 'read' : 'write';
-  const file = await files.open(options.filename, { access, direct, threads: options.io === 'async' });
-  let claim: HostFile | undefined;
+  const file = await files.open(options.filename, {
+    access,
+    direct,
+    threads: options.io === 'async',
+    claim: access === 'write' && options.locking !== 'off',
+  });
   try {
     if (kind === 'block' && file.kind !== 'block') {
       throw new BlockError('invalid-option', `filename: ${options.filename} is not a block device: use driver 'file'`);
     }
-    // An open of its own, so that the file itself can be opened anew while the claim stands.
-    if (file.kind === 'block' && access === 'write' && options.locking !== 'off') {
-      claim = await files.open(options.filename, { access: 'read', claim: true });
-    }
     const locks = new ImageLocks(context.host, file, options.locking, options.exclusive);
     await locks.change(0, 15);
-    return new FileNode({ host: context.host, file, locks, claim });
+    return new FileNode({ host: context.host, file, locks });
   } catch (error) {
     await file.close();
-    await claim?.close();
     throw error;
   }
 }

@@ -1,6 +1,6 @@
 /** What the kernel tells of a block device. */
 import * as fs from 'node:fs';
-import { logicalBlock, type SystemCalls } from './system-calls.ts';
+import { isReadOnly, logicalBlock, type SystemCalls } from './system-calls.ts';
 
 /** The kernel's unit for the size of a device, whatever the device's own blocks are. */
 const sectorLength = 512;
@@ -16,4 +16,10 @@ export function sizeOfDevice(device: number): number {
 export function deviceBlock(fd: number, calls: SystemCalls): number {
   const length = Int32Array.of(0);
   return calls.now(logicalBlock(fd, length)) ? (length[0] ?? sectorLength) : sectorLength;
+}
+
+/** The kernel opens some devices for writing that refuse every write. */
+export function isReadOnlyDevice(fd: number, calls: SystemCalls): boolean {
+  const flag = Int32Array.of(0);
+  return calls.now(isReadOnly(fd, flag)) && flag[0] !== 0;
 }

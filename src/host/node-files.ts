@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { FileStat, HostFile, HostFiles, OpenHow } from './host.ts';
-import { sizeOfDevice } from './node-device.ts';
+import { isReadOnlyDevice, sizeOfDevice } from './node-device.ts';
 import { NodeFile, noDirect } from './node-file.ts';
 import { ThreadPool } from './node-threads.ts';
 import type { SystemCalls } from './system-calls.ts';
@@ -31,6 +31,9 @@ export class NodeFiles implements HostFiles {
       try {
         const stat = await handle.stat();
         const kind = kindToOpen(path, stat);
+        if (kind === 'block' && how.access === 'write' && this.#calls !== null) {
+          if (isReadOnlyDevice(handle.fd, this.#calls)) throw new BlockError('read-only', `${path}: read-only device`);
+        }
         const opened = { path, kind, handle, device: stat.rdev, direct, threads: how.threads === true };
         return new NodeFile(opened, this.#pool, this.#calls);
       } catch (error) {

@@ -62,10 +62,11 @@ const FALLOC_FL_PUNCH_HOLE = 0x02;
 const FALLOC_FL_ZERO_RANGE = 0x10;
 const F_OFD_GETLK = 36;
 const F_OFD_SETLK = 37;
+const BLKROGET = 0x125e;
 const BLKSSZGET = 0x1268;
 const BLKDISCARD = 0x1277;
 const lockTypes: Record<LockType, number> = { shared: 0, exclusive: 1, none: 2 };
-const { EACCES, EAGAIN, EINTR, EINVAL, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP } = constants.errno;
+const { EACCES, EAGAIN, EBUSY, EINTR, EINVAL, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP } = constants.errno;
 
 /** SEEK_DATA; null: there is no data at or after `offset`. EINVAL: the file cannot tell. */
 export function seekData(fd: number, offset: number): SystemCall<number | null> {
@@ -103,6 +104,11 @@ export function logicalBlock(fd: number, into: Int32Array): SystemCall<boolean> 
   return { name: 'ioctl', args: [fd, BLKSSZGET, into], result: unlessUnable('ioctl BLKSSZGET') };
 }
 
+/** BLKROGET: whether a block device is read-only, 1 or 0, is put into `into`. */
+export function isReadOnly(fd: number, into: Int32Array): SystemCall<boolean> {
+  return { name: 'ioctl', args: [fd, BLKROGET, into], result: unlessUnable('ioctl BLKROGET') };
+}
+
 function seek(name: string, args: readonly number[]): SystemCall<number | null> {
   return {
     name: 'lseek',
@@ -119,13 +125,16 @@ function fallocate(fd: number, mode: number, offset: number, length: number): Sy
   return { name: 'fallocate', args: [fd, mode, offset, length], result: unlessUnable('fallocate') };
 }
 
+const unable: ReadonlySet<number> = new Set([EOPNOTSUPP, ENOSYS, EINVAL, ENOTTY, EBUSY]);
+
 /** True, or false where it is not to be had here. */
 function unlessUnable(name: string): SystemCall<boolean>['result'] {
   return (_returned, errno) => {
     if (errno === 0) return true;
     if (errno === EINTR) return again;
-    // EINVAL: a block device whose sectors the range does not fit, or a mode that it does not know.
-    if (errno === EOPNOTSUPP || errno === ENOSYS || errno === EINVAL || errno === ENOTTY) return false;
+    // EINVAL: a block device whose sectors the range does not fit, or a mode that it does not know; EBUSY: one that
+    // somebody else has claimed, whose cached pages cannot be dropped.
+    if (unable.has(errno)) return false;
     throw new SystemCallError(name, errno);
   };
 }

@@ -1,10 +1,11 @@
 /** The byte locks of an image, both ways with QEMU's programs, and as the kernel shows them. */
 import assert from 'node:assert/strict';
-import { readFileSync, statSync, writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { parent, reader, testGraph, writer } from '../block/fixture.ts';
 import { cleanup } from '../support/cleanup.ts';
+import { lockedBytes } from '../support/outside.ts';
 import { run, spawnDaemon } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { requireTools } from '../support/tools.ts';
@@ -16,18 +17,6 @@ async function image(t: TestContext): Promise<string> {
   const path = join(await temporaryFolder(t), 'disk.img');
   writeFileSync(path, new Uint8Array(size));
   return path;
-}
-
-/** Single bytes that are locked on a file, as /proc/locks has them. */
-function lockedBytes(path: string): number[] {
-  const inode = String(statSync(path).ino);
-  const bytes = new Set<number>();
-  for (const line of readFileSync('/proc/locks', 'utf8').split('\n')) {
-    const [, , , , , file, from, to] = line.split(/\s+/);
-    if (file?.split(':')[2] !== inode) continue;
-    for (let byte = Number(from); byte <= Number(to); byte += 1) bytes.add(byte);
-  }
-  return [...bytes].sort((a, b) => a - b);
 }
 
 test('the locks on an image follow what its users need and share', async (t) => {
