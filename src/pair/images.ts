@@ -83,7 +83,9 @@ async function readsAsZeroes(file: HostFile): Promise<boolean> {
     const data = await file.seekData(at);
     const from = data ?? at;
     if (from >= size) return true;
-    const end = data === null ? size : ((await file.seekHole(from)) ?? size);
+    const hole = data === null ? null : await file.seekHole(from);
+    // A file that says nothing sensible is read to its end.
+    const end = hole === null || hole <= from ? size : hole;
     for (let offset = from; offset < end; offset += scanBytes) {
       const part = bytes.subarray(0, Math.min(scanBytes, end - offset));
       await file.read(offset, part);

@@ -20,6 +20,9 @@ import { saveBitmaps } from './saved-bitmaps.ts';
 const goodbyeMsMax = 2000;
 const retryMs = 1000;
 
+/** Steps that only wait for the other side: a plan that replaces theirs does not wait for them, it ends them. */
+const waitsForPeer: ReadonlySet<Step['do']> = new Set(['flush-remote', 'await-goodbye']);
+
 export interface RunnerParts {
   readonly host: Host;
   readonly config: PairConfig;
@@ -42,6 +45,8 @@ export class PairRunner {
   #stopped = false;
   #instance: string;
   #goodbye = deferred();
+  /** resolves when the plan that runs is replaced */
+  #replaced = deferred();
 
   constructor(parts: RunnerParts) {
     this.#parts = parts;
@@ -55,6 +60,8 @@ export class PairRunner {
   /** The plan that runs from now on. */
   run(plan: Plan): void {
     this.#plan = plan;
+    this.#replaced.resolve();
+    this.#replaced = deferred();
     if (!this.#running) void this.#loop();
   }
 
@@ -90,6 +97,7 @@ export class PairRunner {
   stop(): void {
     this.#stopped = true;
     this.#plan = null;
+    this.#replaced.resolve();
   }
 
   async #loop(): Promise<void> {
@@ -108,7 +116,8 @@ export class PairRunner {
     for (const step of plan.steps) {
       if (this.#plan !== plan) return null;
       try {
-        await this.#step(step);
+        const performed = this.#step(step);
+        await (waitsForPeer.has(step.do) ? Promise.race([performed, this.#replaced.promise]) : performed);
       } catch (error) {
         const { message } = toBlockError(error);
         this.#parts.log('warn', `${plan.name}, ${step.do}: ${message}`);

@@ -9,6 +9,18 @@
 import assert from 'node:assert/strict';
 
 export const blockBytes = 4096;
+/** bytes a bit of the replication's bitmaps stands for */
+const granuleBytes = 65_536;
+
+/** Blocks lie in pairs around the borders of granules: few blocks touch many bits, and a write of two touches two. */
+export function offsetOf(block: number): number {
+  return (block >> 1) * granuleBytes + granuleBytes - blockBytes + (block & 1) * blockBytes;
+}
+
+/** bytes of a disk with so many blocks */
+export function diskBytesFor(blocks: number): number {
+  return (Math.ceil(blocks / 2) + 1) * granuleBytes;
+}
 
 /** What one user may find on one disk. */
 export class DiskModel {
@@ -72,8 +84,8 @@ export class Checker {
   readonly #blank: GroupModel;
   #versions = 0;
 
-  constructor(disks: readonly string[], diskBytes: number) {
-    this.#blank = new Map(disks.map((disk) => [disk, new DiskModel(diskBytes / blockBytes)]));
+  constructor(disks: readonly string[], blocks: number) {
+    this.#blank = new Map(disks.map((disk) => [disk, new DiskModel(blocks)]));
   }
 
   /** A version that was never written. */
@@ -92,18 +104,37 @@ export class Checker {
   /**
    * A side's durable record as a primary, each time it changes. `base` is the id that it held before.
    * A going alone or a start leaves a generation; a promotion takes over what a holder of its base has.
+   * @returns true if it is a promotion, after which the disks can be looked at
    */
-  primaryAt(side: string, generation: string, base: string | null): void {
+  primaryAt(side: string, generation: string, base: string | null): boolean {
     const at = this.#at.get(side);
-    if (at === generation) return;
+    if (at === generation) return false;
     const owner = [...this.#at].find(([other, id]) => other !== side && id === base)?.[0];
+    let promoted = false;
     if (at !== undefined && at === base) {
       this.#left.set(at, copyGroup(this.model(side)));
     } else if (base !== null) {
+      promoted = true;
       const left = this.#left.get(base) ?? (owner === undefined ? undefined : copyGroup(this.model(owner)));
       if (left !== undefined) this.sides.set(side, copyGroup(left));
     }
     this.#at.set(side, generation);
+    return promoted;
+  }
+
+  /** What stands on a side's disk is something that may stand there. `exact`: what was answered last, nothing else. */
+  look(side: string, disk: string, image: Uint8Array, exact: boolean, where: string): void {
+    const model = this.model(side).get(disk);
+    for (const [block, versions] of (model?.allowed ?? []).entries()) {
+      const at = offsetOf(block);
+      for (const version of versionsIn(image.subarray(at, at + blockBytes))) {
+        const allowed = exact ? versions.slice(versions.indexOf(model?.current[block] ?? 0)) : versions;
+        assert.ok(
+          allowed.includes(version),
+          `${where}: ${side} ${disk} block ${block} has version ${version}, allowed are ${allowed.join(', ')}`,
+        );
+      }
+    }
   }
 }
 

@@ -30,6 +30,38 @@ export async function live(seed: number, options: LifeOptions = {}): Promise<Lif
   return { seed, writes: life.writes, flushes: life.flushes, troubles: life.troubles };
 }
 
+const sides = ['alpha', 'beta'] as const;
+
+const troubleKinds = [
+  'kill',
+  'power',
+  'kill at io',
+  'power at io',
+  'cut',
+  'hang',
+  'stop',
+  'failover',
+  'switch',
+  'restart',
+  'restart',
+  'alone',
+  'heal',
+  'both',
+  'lose the primary',
+  'lose the primary',
+  'lose the primary',
+  'lose the primary',
+  'cut and fail over',
+  'cut and fail over',
+  'lose the secondary',
+  'lose the secondary',
+  'lose the secondary',
+  'stop and start',
+  'stop and start',
+  'lose somebody in a switch',
+  'lose somebody in a switch',
+] as const;
+
 class Life {
   readonly pair: PairWorld;
   readonly random: SeededRandom;
@@ -78,22 +110,7 @@ class Life {
   async #trouble(): Promise<void> {
     const { pair, random } = this;
     const side = random.pick(['alpha', 'beta'] as const);
-    const kind = random.pick([
-      'kill',
-      'power',
-      'kill at io',
-      'power at io',
-      'cut',
-      'hang',
-      'stop',
-      'failover',
-      'switch',
-      'restart',
-      'restart',
-      'alone',
-      'heal',
-      'both',
-    ]);
+    const kind = random.pick(troubleKinds);
     this.troubles.push(`${kind} ${side}`);
     pair.say('test', `${kind} ${side}`);
     switch (kind) {
@@ -110,16 +127,10 @@ class Life {
         return pair.world.cut('alpha', 'beta');
       case 'heal':
         return pair.world.heal('alpha', 'beta');
-      case 'hang': {
-        if (!pair.world.isAlive(side)) return;
-        pair.world.hang(side);
-        await this.#pass(random.fraction() * 1500);
-        if (pair.world.isAlive(side)) pair.world.resume(side);
-        return;
-      }
+      case 'hang':
+        return this.#hang(side);
       case 'stop':
-        if (pair.world.isAlive(side)) await this.#stop(side);
-        return;
+        return this.#stop(side);
       case 'restart':
         return this.#restart(side);
       case 'failover':
@@ -128,7 +139,93 @@ class Life {
         return this.#command(side, 'pair-switch');
       case 'alone':
         return this.#command(side, 'pair-start', { alone: true });
+      case 'lose the primary':
+        return this.#losePrimary();
+      case 'cut and fail over':
+        return this.#cutAndFailOver();
+      case 'lose the secondary':
+        return this.#loseSecondary();
+      case 'stop and start':
+        return this.#stopAndStart();
+      case 'lose somebody in a switch':
+        return this.#switchAndLose(side);
     }
+  }
+
+  // ---- what usually follows on what
+
+  get #primary(): SideName {
+    return (
+      sideNames.find((side) => this.pair.world.isAlive(side) && this.pair.sides.get(side)?.daemon.state.serving) ??
+      'alpha'
+    );
+  }
+
+  async #losePrimary(): Promise<void> {
+    const primary = this.#primary;
+    if (this.random.chance(0.5)) await this.#endAtIo(primary, this.random.pick(['kill', 'power'] as const));
+    else this.#end(primary, this.random.pick(['kill', 'power'] as const));
+    await this.#pass(this.random.fraction() * 1500);
+    const other = otherSide(primary);
+    if (this.random.chance(0.3)) await this.#endAtIo(other, 'power');
+    await this.#restart(other);
+    await this.#command(other, 'pair-failover');
+    await this.#pass(this.random.fraction() * 1000);
+    if (this.random.chance(0.7)) await this.#restart(primary);
+  }
+
+  async #cutAndFailOver(): Promise<void> {
+    const primary = this.#primary;
+    this.pair.world.cut('alpha', 'beta');
+    if (this.random.chance(0.4)) await this.#endAtIo(primary, this.random.pick(['kill', 'power'] as const));
+    await this.#pass(this.random.fraction() * 1500);
+    await this.#command(otherSide(primary), 'pair-failover');
+    await this.#pass(this.random.fraction() * 500);
+    if (this.random.chance(0.7)) this.pair.world.heal('alpha', 'beta');
+  }
+
+  /** The other side comes back and is brought into step, if it is left in peace. */
+  async #loseSecondary(): Promise<void> {
+    const primary = this.#primary;
+    const other = otherSide(primary);
+    this.#end(other, this.random.pick(['kill', 'power', 'power'] as const));
+    await this.#pass(this.random.fraction() * 300);
+    await this.#restart(other);
+    if (this.random.chance(0.5))
+      await this.#endAtIo(this.random.pick(sides), this.random.pick(['kill', 'power'] as const));
+    await this.#pass(this.random.fraction() * 600);
+    if (this.random.chance(0.3)) await this.#command(other, 'pair-failover');
+  }
+
+  async #stopAndStart(): Promise<void> {
+    const first = this.random.chance(0.7) ? this.#primary : otherSide(this.#primary);
+    await this.#stop(first);
+    if (this.random.chance(0.7)) await this.#stop(otherSide(first));
+    await this.#pass(this.random.fraction() * 300);
+    await this.#restart(first);
+    await this.#restart(otherSide(first));
+    await this.#pass(this.random.fraction() * 600);
+    if (this.random.chance(0.4)) this.#end(this.#primary, 'power');
+  }
+
+  async #switchAndLose(side: SideName): Promise<void> {
+    for (let waited = 0; waited < 20 && !this.#inStep(); waited++) await this.#pass(100);
+    const ending = this.random.chance(0.6) ? this.#endAtIo(side, this.random.pick(['kill', 'power'] as const)) : null;
+    const asked = this.random.pick(sides);
+    const daemon = this.pair.world.isAlive(asked) ? this.pair.sides.get(asked)?.daemon : undefined;
+    void daemon?.execute(this.random.pick(['pair-switch', 'pair-failover'])).catch(() => undefined);
+    await ending;
+    await this.#pass(this.random.fraction() * 500);
+    if (this.random.chance(0.3)) await this.#command(otherSide(side), 'pair-failover');
+  }
+
+  // ---- single things
+
+  async #hang(side: SideName): Promise<void> {
+    if (!this.pair.world.isAlive(side)) return;
+    this.pair.world.hang(side);
+    await this.#pass(this.random.fraction() * 1500);
+    if (this.pair.world.isAlive(side)) this.pair.world.resume(side);
   }
 
   #end(side: SideName, how: 'kill' | 'power'): void {
@@ -153,7 +250,7 @@ class Life {
 
   async #stop(side: SideName): Promise<void> {
     const one = this.pair.sides.get(side);
-    if (one === undefined) return;
+    if (one === undefined || !this.pair.world.isAlive(side)) return;
     const stopped = one.daemon.stop().then(() => one.engine.close());
     await this.#settled(stopped, side);
     if (!this.pair.world.isAlive(side)) return;
@@ -247,6 +344,7 @@ class Life {
 
   async #pass(ms: number): Promise<void> {
     await this.pair.world.runFor(ms);
+    this.#failure ??= this.pair.failure;
     if (this.#failure !== null) throw this.#failure;
   }
 
@@ -319,9 +417,10 @@ class Life {
         return;
       }
       if (flying.size >= 4) await user.unlessGone(Promise.race(flying));
-      const block = random.below(user.blocks);
-      const count = Math.min(random.pick([1, 1, 2, 5]), user.blocks - block);
-      const free = Array.from({ length: count }, (_, index) => block + index).every((at) => !user.isBusy(at));
+      // Some blocks are written often, most of them seldom.
+      const block = Math.floor(user.blocks * random.fraction() ** 2);
+      const count = block % 2 === 0 ? random.pick([1, 2]) : 1;
+      const free = !user.isBusy(block) && (count === 1 || !user.isBusy(block + 1));
       const what = random.fraction();
       if (what < 0.6 && free) {
         this.writes++;

@@ -10,7 +10,7 @@ import { type PairConfig, pairDefaults } from '../../src/pair/config.ts';
 import { PairDaemon } from '../../src/pair/daemon.ts';
 import type { PairStatus } from '../../src/qmp/schema/pair.ts';
 import { deferred } from '../../src/util/later.ts';
-import { blockBytes, Checker, type DiskModel, fill, versionsIn } from './checker.ts';
+import { blockBytes, Checker, type DiskModel, diskBytesFor, fill, offsetOf, versionsIn } from './checker.ts';
 import { World, type WorldOptions } from './world.ts';
 
 export type SideName = 'alpha' | 'beta';
@@ -25,7 +25,8 @@ export interface Side {
 
 export interface PairWorldOptions extends WorldOptions {
   readonly disks?: readonly string[];
-  readonly diskBytes?: number;
+  /** blocks of a disk that its user writes; default 64 */
+  readonly blocks?: number;
   readonly config?: Partial<PairConfig>;
   /** prints every line that the daemons log */
   readonly verbose?: boolean;
@@ -55,6 +56,7 @@ const nbdPort = 10809;
 export class PairWorld {
   readonly world: World;
   readonly disks: readonly string[];
+  readonly blocks: number;
   readonly diskBytes: number;
   readonly checker: Checker;
   readonly sides = new Map<SideName, Side>();
@@ -65,8 +67,9 @@ export class PairWorld {
   constructor(seed: number, options: PairWorldOptions = {}) {
     this.world = new World(seed, options.atOnce === undefined ? {} : { atOnce: options.atOnce });
     this.disks = options.disks ?? ['disk0'];
-    this.diskBytes = options.diskBytes ?? 256 * 1024;
-    this.checker = new Checker(this.disks, this.diskBytes);
+    this.blocks = options.blocks ?? 64;
+    this.diskBytes = diskBytesFor(this.blocks);
+    this.checker = new Checker(this.disks, this.blocks);
     this.#config = options.config ?? {};
     this.#verbose = options.verbose ?? process.env.PAIR_VERBOSE !== undefined;
     this.world.host(user);
@@ -105,14 +108,13 @@ export class PairWorld {
     const fresh = this.world.machine(side) === undefined || this.world.isAlive(side);
     const host = fresh ? this.world.host(side) : this.world.restart(side);
     const engine = new Engine(host, drivers, { name: side });
-    let base: string | null = null;
     let started: PairDaemon | null = null;
     const look = (): void => {
       if (started === null || this.sides.get(side)?.daemon !== started) return;
       const { record } = started.state;
       const id = record.generation?.id ?? null;
-      if (record.role === 'primary' && id !== null) this.checker.primaryAt(side, id, record.ancestors[0] ?? null);
-      base = id;
+      if (record.role !== 'primary' || id === null) return;
+      if (this.checker.primaryAt(side, id, record.ancestors[0] ?? null)) this.#lookAtPromoted(side, id);
     };
     const daemon = await PairDaemon.start(host, engine, { ...this.config(side), ...config }, (line) =>
       this.say(side, line.message),
@@ -124,8 +126,22 @@ export class PairWorld {
     daemon.subscribe((event) => {
       if (event.event === 'PAIR_STATE') look();
     });
-    void base;
     return one;
+  }
+
+  /** A broken promise that was found while time passed: a test fails with it. */
+  failure: unknown = null;
+
+  /** At the moment of a promotion its disks must hold what it is answerable for; of a switchover, exactly that. */
+  #lookAtPromoted(side: SideName, id: string): void {
+    const other = this.sides.get(otherSide(side))?.daemon.state.record;
+    const exact = other?.handingOver?.id === id;
+    try {
+      const where = `seed ${this.world.seed}, promotion${exact ? ' by switchover' : ''}`;
+      for (const disk of this.disks) this.checker.look(side, disk, this.image(side, disk), exact, where);
+    } catch (error) {
+      this.failure ??= error;
+    }
   }
 
   side(side: SideName): Side {
@@ -175,7 +191,8 @@ export class PairWorld {
 
   async until(condition: () => boolean, limitMs = 120_000): Promise<void> {
     try {
-      await this.world.run(condition, limitMs);
+      await this.world.run(() => condition() || this.failure !== null, limitMs);
+      if (this.failure !== null) throw this.failure;
     } catch (error) {
       const tail = this.log.slice(-40).join('\n');
       const phases = sideNames.map((side) => `${side} is ${this.phase(side)}`).join(', ');
@@ -257,14 +274,14 @@ export class User {
   }
 
   get blocks(): number {
-    return this.#pair.diskBytes / blockBytes;
+    return this.#pair.blocks;
   }
 
   isBusy(block: number): boolean {
     return this.#busy.has(block);
   }
 
-  /** Writes new versions of `count` blocks. Resolves when it was answered; rejects as the client does. */
+  /** Writes a new version of a block, or of a pair of blocks (`block` even). Resolves when it was answered; rejects as the client does. */
   async write(block: number, count = 1): Promise<number> {
     const version = this.#pair.checker.nextVersion();
     const model = this.#model;
@@ -273,7 +290,7 @@ export class User {
       model.issued(at, version);
     }
     try {
-      await this.client.write(block * blockBytes, fill(new Uint8Array(count * blockBytes), version), 0);
+      await this.client.write(offsetOf(block), fill(new Uint8Array(count * blockBytes), version), 0);
       if (!this.abandoned) for (let at = block; at < block + count; at++) model.answered(at, version);
     } finally {
       for (let at = block; at < block + count; at++) this.#busy.delete(at);
@@ -290,7 +307,7 @@ export class User {
 
   async read(block: number): Promise<number[]> {
     const bytes = new Uint8Array(blockBytes);
-    await this.client.read(block * blockBytes, bytes);
+    await this.client.read(offsetOf(block), bytes);
     return versionsIn(bytes);
   }
 
