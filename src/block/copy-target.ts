@@ -28,13 +28,13 @@ export interface CopyTicket {
   /** Gives back what is beyond `length`, a multiple of the granularity. */
   trim(length: number): void;
   /**
-   * The target gets the bytes (null: zeroes), borrowed until done. A failure makes the range one to be copied again; the
-   * bytes may still be read after it, so their memory is not used again then.
+   * The target gets the bytes (null: zeroes), borrowed until done. A failure makes the range one to be copied again;
+   * the bytes may still be read after it, so their memory is not used again then.
    */
   send(bytes: Uint8Array | null): Done;
   /**
-   * The range is zeroes, and the target was zero before all: nothing is sent, unless something was sent there since. Then
-   * it is sent as zeroes.
+   * The range is zeroes, and the target was zero before all: nothing is sent, unless something was sent there since.
+   * Then it is sent as zeroes.
    */
   skipZeroes(): Done;
   /** It could not be read: it stays one to be copied. */

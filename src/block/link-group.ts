@@ -67,11 +67,11 @@ export interface LinkMember {
   /** Resolves when the other side proved everything forwarded so far durable. */
   proveDurable(): Done;
   bitmap(): ReplicationBitmap;
-  /** The missing blocks, for a sync over the link as it is now. @throws BlockError wrong-state if it does not forward */
+  /** The missing blocks, for a sync over the link as it is. @throws BlockError wrong-state if it does not forward */
   copyTarget(): CopyTarget;
 }
 
-/** `ranges` and `all` go to missing; `unproven`: all of mayDiffer becomes missing (the other side is another instance). */
+/** `ranges` and `all` go to missing; `unproven`: all of mayDiffer does (the other side is another instance). */
 export interface MarkRequest {
   readonly ranges?: readonly (readonly [number, number])[] | undefined;
   readonly all?: boolean | undefined;

@@ -42,7 +42,7 @@ export interface ReplicationInfo {
   readonly [member: string]: unknown;
 }
 
-/** Whatever takes part in the rounds: the replication filter is one kind. The filter itself, called directly, is strict. */
+/** Whatever takes part in the rounds: the replication filter is one kind. A member, called directly, is strict. */
 export interface ReplicationMember {
   readonly nodeName: string;
   readonly mode: ReplicationMode;

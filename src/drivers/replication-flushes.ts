@@ -4,8 +4,8 @@
  *     requests:  g0 g0 g0 | g1 g1 g1 | g0 ...      a flush begins at each bar: a new generation
  *                          ^ goes out once all of g0 is answered, or at once to a child that keeps the order
  *
- * Invariants: at most one flush is under way and one waits, which all later ones join. Its success proves the generation
- * before it, and nothing else.
+ * Invariants: at most one flush is under way and one waits, which all later ones join. Its success proves the
+ * generation before it, and nothing else.
  */
 import type { Child } from '../block/child.ts';
 import { type BlockError, toBlockError } from '../util/errors.ts';

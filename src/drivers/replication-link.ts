@@ -2,7 +2,7 @@
  * The two ways of a primary's filter to treat its link; `replication.ts` asks one of them for every request.
  *
  * `RecordLink` (here): a graph built by hand. A failed forward is recorded, nothing more (pair.md 5, last sentence).
- * `HoldLink` (replication-hold.ts): a pair. A failed forward holds all writers of the group until the supervisor decides.
+ * `HoldLink` (replication-hold.ts): a pair. A failed forward holds all writers until the supervisor decides.
  */
 import type { Child } from '../block/child.ts';
 import { type WriteFlags, writeFlags } from '../block/node.ts';

@@ -1,8 +1,8 @@
 /**
  * The stream of forwarded requests to one connection of the other side.
  *
- * A request is *placed* (its bytes are in the window, or borrowed from the caller) and then sent to the child at once, in
- * the order placed; one that finds no room, or a range that a copy holds, waits in line with all that come after it.
+ * A request is *placed* (its bytes are in the window, or borrowed from the caller) and then sent to the child at once,
+ * in the order placed; one that finds no room, or a range that a copy holds, waits in line with all that come after it.
  * Requests answered early are done when placed, the others when the child has answered.
  *
  * Invariants: what was sent and is not answered when the stream is abandoned is marked missing in that same call. An
@@ -273,8 +273,8 @@ export class ReplicationStream implements FlushOwner {
   }
 
   /**
-   * Sends what a copy has read (null: zeroes) from the held range, which is then like any written range. A rejection may
-   * come while the child still has the bytes: the caller must not use that memory again.
+   * Sends what a copy has read (null: zeroes) from the held range, which is then like any written range. A rejection
+   * may come while the child still has the bytes: the caller must not use that memory again.
    */
   copy(hold: TakenRange, bytes: Uint8Array | null, flags: WriteFlags): Done {
     if (this.down !== null) throw this.down;

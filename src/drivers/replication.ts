@@ -11,8 +11,8 @@
  * (`replication-hold.ts` has its table): the group holds everybody until a supervisor decides, so nothing passes by
  * unseen before `start`. In `done` a write fails there too, and is marked.
  *
- * The parts: `-hold` and `-link` what a link means to users, `-stream` the forwarding, `-window` its memory, `-marks` the
- * bitmaps, `-stall` the bound on waiting.
+ * The parts: `-hold` and `-link` what a link means to users, `-stream` the forwarding, `-window` its memory, `-flushes`
+ * what is proven, `-marks` the bitmaps, `-missing` what a sync copies, `-stall` the bound on waiting.
  */
 import { z } from 'zod';
 import { type Child, type PermissionMask, permissionBits } from '../block/child.ts';

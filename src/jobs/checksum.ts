@@ -28,7 +28,7 @@ export interface ChecksumRequest {
 
 const zeroes = new Uint8Array(pieceBytes);
 
-/** 16 hex digits for each block. @throws BlockError invalid-request for a range outside of the node, or too many blocks */
+/** 16 hex digits a block. @throws BlockError invalid-request: a range outside of the node, or too many blocks */
 export async function blockChecksums(graph: Graph, request: ChecksumRequest, blocksMax: number): Promise<string[]> {
   const { node: nodeName, offset, length, block } = request;
   const description = 'replication-checksum';

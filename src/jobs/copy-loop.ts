@@ -1,9 +1,9 @@
 /**
  * The copy loop of a mirror and of a sync: takes ranges of a `CopyTarget`, reads them from the source, sends them.
  *
- * Invariants: at most `inFlightMax` chunks are under way; each owns its buffer until it is done. A range is taken before
- * its status is asked and its bytes are read, so that no write can come between unnoticed. While the loop rests (a user's
- * pause, a drain of the source or target) no chunk is under way.
+ * Invariants: at most `inFlightMax` chunks are under way; each owns its buffer until it is done. A range is taken
+ * before its status is asked and its bytes are read, so that no write can come between unnoticed. While the loop rests
+ * (a user's pause, a drain of the source or target) no chunk is under way.
  */
 import type { CopyTarget, CopyTicket } from '../block/copy-target.ts';
 import type { DirtyRange } from '../block/dirty-bitmap.ts';

@@ -2,7 +2,7 @@
  * Jobs: long work over the graph that a user starts, watches and ends (QMP's `query-jobs` and its verbs).
  *
  * `job-state.ts` decides; a `Job` performs what was decided and is the door for both sides: users (verbs, info) and the
- * body that does the work (`JobControl`). Invariant: a body is cleaned exactly once, after it has ended, however it ends.
+ * body that does the work (`JobControl`). Invariant: a body is cleaned exactly once, after its end, however it ends.
  */
 import { BlockError, toBlockError } from '../util/errors.ts';
 import { type Deferred, type Done, deferred } from '../util/later.ts';
@@ -163,7 +163,7 @@ export class Job implements JobControl {
     this.apply({ type: 'verb', verb: 'resume' });
   }
 
-  /** Without `force` a ready job ends well, without its last step (QEMU: `block-job-cancel`; `job-cancel` has force). */
+  /** Without `force` a ready job ends well, without its last step (as `block-job-cancel`; `job-cancel` forces). */
   cancel(force = true): void {
     this.apply({ type: 'verb', verb: 'cancel', force });
   }

@@ -1,4 +1,4 @@
-/** The filter of a graph built by hand (`on-link-down: record`): stages, recorded errors, acknowledge, window, order. */
+/** The filter of a graph built by hand (`on-link-down: record`): stages, errors, acknowledge, window, order. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { writeFlags } from '../../src/block/node.ts';

@@ -1,4 +1,4 @@
-/** The two bitmaps against a model that knows every write and every proof (pair.md 4), alone and under a whole filter. */
+/** The bitmaps against a model that knows every write and every proof (pair.md 4), alone and under a whole filter. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { bitmapRangesMax, ReplicationMarks } from '../../src/drivers/replication-marks.ts';

@@ -1,5 +1,5 @@
 /**
- * Whole lives of a pair's disks over sides that answer at random: writes, zeroes, discards and flushes while links break,
+ * Whole lives of a pair's disks over sides that answer at random: writes, zeroes, discards, flushes while links break,
  * come back, and syncs run. What is checked: nothing that is not in mayDiffer differs, and every sync converges.
  */
 import assert from 'node:assert/strict';
