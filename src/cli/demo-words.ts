@@ -18,7 +18,7 @@ ${status.name} serves the disk:  ${uri}
 
   qemu        qemu-system-x86_64 -drive file=${uri},format=raw,if=virtio
   nbdcopy     nbdcopy disk.img ${uri}
-  nbd-client  nbd-client ${hostname} ${port} /dev/nbd0 -name ${pathname.slice(1)}
+  nbd-client  nbd-client -N ${pathname.slice(1)} ${hostname} ${port} /dev/nbd0
 
   In another shell: npx blockstep status | failover | switch.  Ctrl-C stops both sides; the data stay.
 `;
