@@ -34,8 +34,8 @@ test('a file that turns out slow goes to threads, and another disk goes on besid
   const order: string[] = [];
   // More requests than there are threads.
   const reads: Done[] = Array.from({ length: 12 }, (_, i) => slow.read(i * 4096 + 2 * mib, block()));
-  assert.ok(reads.every((done) => done instanceof Promise));
   reads.push(slow.write(32 * mib, block().fill(5), 0));
+  assert.ok(reads.every((done) => done instanceof Promise));
   const slowDone = Promise.all(reads).then(() => order.push('slow'));
   for (let i = 0; i < 20; i += 1) {
     assert.equal(fast.write(i * 4096, block().fill(i + 1), 0), undefined);
