@@ -12,6 +12,8 @@ export interface Host {
   readonly network: HostNetwork;
   readonly clock: HostClock;
   readonly random: HostRandom;
+  /** What tells one boot of the machine from the next: what was not synced before another boot may be gone. */
+  readonly bootId: string;
 }
 
 // ---------------------------------------------------------------- files

@@ -1,5 +1,6 @@
 /** The real host: Node's files, sockets, timers and randomness, and the system calls that Node lacks. */
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import type { Host, HostRandom } from './host.ts';
 import { nodeClock } from './node-clock.ts';
 import { NodeFiles } from './node-files.ts';
@@ -18,5 +19,15 @@ export function createHost(): Host {
     network: new NodeNetwork(),
     clock: nodeClock,
     random: nodeRandom,
+    bootId: readBootId(),
   };
+}
+
+/** Where the system tells none, each process is a boot of its own: that errs towards "may be gone". */
+function readBootId(): string {
+  try {
+    return readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim();
+  } catch {
+    return randomUUID();
+  }
 }

@@ -137,7 +137,7 @@ test('an event carries the wall time of the host', (t) => {
     after: (ms: number, call: () => void) => real.clock.after(ms, call),
     endOfTurn: (call: () => void) => real.clock.endOfTurn(call),
   };
-  const { engine, events } = checkedEngine(t, { files: real.files, network: real.network, random: real.random, clock });
+  const { engine, events } = checkedEngine(t, { ...real, clock });
   engine.emit('SOMETHING', { a: 1 });
   assert.deepEqual(events, [
     { event: 'SOMETHING', data: { a: 1 }, timestamp: { seconds: 1_700_000_000, microseconds: 123_750 } },

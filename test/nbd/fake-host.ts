@@ -114,6 +114,7 @@ export class FakeStream implements HostStream {
 export class FakeHost implements Host {
   readonly files = unavailable('files') as Host['files'];
   readonly random = unavailable('random') as Host['random'];
+  readonly bootId = 'fake';
   #now = 0;
   readonly #timers = new Set<{ at: number; call: () => void }>();
   readonly #accepts: ((stream: HostStream) => void)[] = [];

@@ -19,6 +19,8 @@ export class Machine {
   readonly name: string;
   readonly disk = new SimDisk();
   powered = true;
+  /** boots so far: a restart after a kill is none */
+  bootCount = 1;
   process: SimProcess;
 
   constructor(world: World, name: string) {
@@ -49,6 +51,10 @@ export class SimProcess implements Host, Life {
     this.network = new SimNetwork(this);
     const skewMs = world.random.fraction() * 2000 - 1000;
     this.clock = new SimClock(world.timeline, this, world.random.below(1e6), wallStartMs + skewMs);
+  }
+
+  get bootId(): string {
+    return `${this.machine.name}, boot ${this.machine.bootCount}`;
   }
 
   get disk(): SimDisk {

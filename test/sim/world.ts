@@ -79,6 +79,7 @@ export class World {
     const machine = this.#machine(name);
     if (machine.process.alive) throw new Error(`${name} is alive: kill it first`);
     for (const connection of this.connections) connection.machineBack(name);
+    if (!machine.powered) machine.bootCount += 1;
     machine.powered = true;
     machine.process = new SimProcess(this, machine);
     return machine.process;
