@@ -11,7 +11,7 @@ import { createHost } from '../../src/host/index.ts';
 import { NbdClient } from '../../src/nbd/client.ts';
 import { listExports } from '../../src/nbd/list-exports.ts';
 import { BlockError } from '../../src/util/errors.ts';
-import { compareAll, DiskModel, randomOperations, seedOf } from '../nbd/client-operations.ts';
+import { compareAll, DiskModel, patterned, randomOperations, seedOf } from '../nbd/client-operations.ts';
 import { cleanup } from '../support/cleanup.ts';
 import { type Daemon, run, spawnDaemon } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
@@ -20,6 +20,11 @@ import { requireTools } from '../support/tools.ts';
 requireTools('qemu-nbd', 'qemu-img');
 const host = createHost();
 const diskBytes = 8 * 1024 * 1024;
+
+const isCode =
+  (code: string) =>
+  (error: unknown): boolean =>
+    error instanceof BlockError && error.code === code;
 
 interface Served {
   readonly address: SocketAddress;
@@ -38,10 +43,11 @@ async function qemuNbd(t: TestContext, args: readonly string[] = [], size = disk
 async function serveFile(t: TestContext, file: string, path: string, args: readonly string[] = []): Promise<Served> {
   // A flush that reaches the disk takes seconds on a busy machine, and a killed process loses nothing of the page cache.
   const daemon = await spawnDaemon(t, 'qemu-nbd', [
-    '-t',
-    '-f',
-    'raw',
+    '--persistent',
+    '--format=raw',
     '--cache=unsafe',
+    // With its default of one client, a node that has reconnected would keep out the question whether it is ready.
+    '--shared=8',
     '-k',
     path,
     '-x',
@@ -53,10 +59,10 @@ async function serveFile(t: TestContext, file: string, path: string, args: reado
   // qemu-nbd says nothing when it is ready.
   for (let tries = 0; ; tries += 1) {
     try {
-      await listExports(host, { address });
+      await listExports(host, { address, timeoutMs: 2000 });
       break;
     } catch (error) {
-      if (tries > 200) throw error;
+      if (tries > 200 || isCode('timed-out')(error)) throw error;
       await new Promise((resolve) => {
         setTimeout(resolve, 20);
       });
@@ -108,7 +114,7 @@ test('what we write is in the file, and qemu-img sees the same map as our block 
 test('requests of more than 32 MiB go through both ways', async (t) => {
   const served = await qemuNbd(t, [], 48 * 1024 * 1024);
   const client = await connect(t, served);
-  const content = new Uint8Array(40 * 1024 * 1024).map((_, index) => (index >> 16) & 0xff);
+  const content = patterned(40 * 1024 * 1024);
   await client.write(777, content, 1);
   const into = new Uint8Array(content.length);
   await client.read(777, into);
@@ -142,7 +148,7 @@ test('a server killed in mid-flight fails what is in flight with connection-lost
   const told = new Promise<BlockError | null>((resolve) => client.onClosed(resolve));
   const seed = seedOf(t);
   setTimeout(() => served.daemon.kill('SIGKILL'), 60);
-  const lost = (error: unknown): boolean => error instanceof BlockError && error.code === 'connection-lost';
+  const lost = isCode('connection-lost');
   const running = randomOperations(client, model, seed, { count: 1_000_000, lengthMax: 40_000, mayFail: lost });
   // The run ends at the first call that throws at once: the connection is gone by then.
   await assert.rejects(running, lost);

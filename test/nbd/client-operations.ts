@@ -50,6 +50,13 @@ export function random(seed: number): (below: number) => number {
   };
 }
 
+/** Content of which every 4 KiB differ from those around. */
+export function patterned(length: number): Uint8Array {
+  const content = new Uint8Array(length);
+  for (let at = 0; at < length; at += 4096) content.fill((at >> 12) % 251, at, at + 4096);
+  return content;
+}
+
 /** A seed for this run, printed; `SEED` gives one again. */
 export function seedOf(t: TestContext): number {
   const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
