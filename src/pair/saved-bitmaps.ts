@@ -3,8 +3,8 @@
  * checksum; a file that does not match the mark proves nothing, and the next sync compares everything.
  */
 import { z } from 'zod';
-import { loadHash64 } from '../block/record-format.ts';
 import type { Host } from '../host/host.ts';
+import { loadChecksum } from './checksum.ts';
 import type { Range } from './disks.ts';
 
 const fileName = 'may-differ.json';
@@ -51,6 +51,6 @@ export async function loadBitmaps(host: Host, folder: string, mark: string): Pro
 }
 
 async function checksum(bytes: Uint8Array): Promise<string> {
-  const hash = await loadHash64();
+  const hash = await loadChecksum();
   return hash(bytes).toString(16).padStart(16, '0');
 }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { loadHash64 } from '../../src/block/record-format.ts';
+import { loadChecksum } from '../../src/pair/checksum.ts';
 import {
   ancestorsMax,
   copyBytes,
@@ -15,7 +15,7 @@ import {
 } from '../../src/pair/generation.ts';
 import { World } from '../sim/world.ts';
 
-const hash = await loadHash64();
+const hash = await loadChecksum();
 const idOf = (number: number): string => number.toString(16).padStart(16, '0');
 const base = emptyRecord({ volume: 'v', name: 'a', role: 'primary', store: 'clean', disks: { d: 512 } });
 const numbered = (number: number): GroupRecord => ({ ...base, generation: { id: idOf(number), number } });

@@ -451,3 +451,29 @@ test('pair 7: a group file that cannot be written holds the users, who go on whe
   await pair.world.complete(write);
   assert.equal(pair.phase('alpha'), 'alone');
 });
+
+test('pair 4: what another life of the secondary may have lost is sent again, though it had answered', async () => {
+  const pair = await paired(30);
+  const user = await pair.connect('alpha');
+  for (let block = 0; block < 10; block++) await pair.world.complete(user.write(block));
+  await pair.world.runFor(500);
+  pair.powerCut('beta', { loseUnsynced: true });
+  await pair.start('beta');
+  await pair.inStep();
+  pair.assertEqual();
+});
+
+test('pair 15: a switchover loses not even what was answered and never flushed', async () => {
+  for (let seed = 31; seed < 41; seed++) {
+    const pair = await paired(seed, { config: { windowBytes: 1 << 20 } });
+    const user = await pair.connect('alpha');
+    const writes = Array.from({ length: 30 }, (_, block) => user.write(block));
+    await pair.world.complete(Promise.all(writes));
+    await pair.command('alpha', 'pair-switch');
+    await pair.until(() => pair.phase('beta') === 'alone' || pair.phase('beta') === 'in-step');
+    const after = await pair.connect('beta');
+    for (let block = 0; block < 30; block++) {
+      assert.deepEqual(await pair.world.complete(after.read(block)), [block + 1], `seed ${seed} block ${block}`);
+    }
+  }
+});

@@ -69,6 +69,9 @@ class Life {
   readonly troublesWanted: number;
   writes = 0;
   flushes = 0;
+  /** how often users flush, and how often they rest */
+  readonly #flushShare: number;
+  readonly #pauses: number;
   #over = false;
   #failure: unknown = null;
   readonly #users = new Set<User>();
@@ -81,6 +84,8 @@ class Life {
     this.random = new SeededRandom(seed * 7919 + 13);
     const disks = ['disk0', 'disk1', 'disk2'].slice(0, this.random.pick([1, 1, 2, 3]));
     this.troublesWanted = options.troubles ?? 1 + this.random.below(6);
+    this.#flushShare = this.random.pick([0.01, 0.05, 0.2]);
+    this.#pauses = this.random.pick([0, 0.02, 0.2]);
     this.pair = new PairWorld(seed, {
       disks,
       ...(options.verbose === undefined ? {} : { verbose: options.verbose }),
@@ -425,11 +430,12 @@ class Life {
       if (what < 0.6 && free) {
         this.writes++;
         begin(user.write(block, count));
-      } else if (what < 0.8) {
+      } else if (what < 0.6 + this.#flushShare) {
         this.flushes++;
         begin(user.flush());
       } else if (free) begin(user.verifyOne(block));
       else await this.pair.sleep(random.fraction() * 10);
+      if (random.chance(this.#pauses)) await this.pair.sleep(random.fraction() * 2000);
       if (this.#calm || random.chance(0.3)) await this.pair.sleep(random.fraction() * (this.#calm ? 200 : 20));
     }
   }
