@@ -19,7 +19,7 @@ const retryMsMax = 60;
 export class ImageLocks {
   private readonly host: Host;
   private readonly path: string;
-  private readonly locks: HostFileLocks | null;
+  private locks: HostFileLocks | null;
   private readonly off: boolean;
   private readonly exclusive: boolean;
   private held = new Set<number>();
@@ -52,6 +52,20 @@ export class ImageLocks {
       if (attempt === retryCount) throw new BlockError('locked', `${this.path}: ${refused}`);
       const delayMs = retryMsMin + this.host.random.fraction() * (retryMsMax - retryMsMin);
       await new Promise<void>((resolve) => this.host.clock.after(delayMs, resolve));
+    }
+  }
+
+  /**
+   * Moves to another descriptor of the same file, without a moment in which nothing is held. Locks of two descriptors
+   * conflict even within a process: so the new one takes them only now that every test has been made on the old one.
+   */
+  moveTo(file: HostFile): void {
+    const old = this.locks;
+    if (old === null) return;
+    this.locks = file.locks;
+    for (const byte of this.held) {
+      this.locks?.share(byte);
+      old.release(byte);
     }
   }
 

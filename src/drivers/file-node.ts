@@ -8,7 +8,7 @@
  * the file that other programs see (file-locks.ts).
  */
 import type { PermissionMask } from '../block/child.ts';
-import type { DriverNode } from '../block/driver.ts';
+import type { DriverNode, Reopening } from '../block/driver.ts';
 import { type WriteFlags, writeFlags } from '../block/node.ts';
 import type { Host, HostFile } from '../host/host.ts';
 import { BlockError } from '../util/errors.ts';
@@ -29,13 +29,16 @@ export interface FileParts {
   readonly host: Host;
   readonly file: HostFile;
   readonly locks: ImageLocks;
+  /** Opens the file once more. */
+  openAgain(readOnly: boolean): Promise<HostFile>;
 }
 
 export class FileNode implements DriverNode {
   length: number;
   private readonly host: Host;
-  private readonly file: HostFile;
+  private file: HostFile;
   private readonly locks: ImageLocks;
+  private readonly openAgain: (readOnly: boolean) => Promise<HostFile>;
   private readonly ranges = new RangeLock();
   private readonly syncs: SyncQueue;
 
@@ -43,6 +46,7 @@ export class FileNode implements DriverNode {
     this.host = parts.host;
     this.file = parts.file;
     this.locks = parts.locks;
+    this.openAgain = parts.openAgain;
     this.length = this.file.size();
     this.syncs = new SyncQueue(() => this.sync());
   }
@@ -80,6 +84,21 @@ export class FileNode implements DriverNode {
     await this.locks.change(needs, shares);
     // A device that has grown is as long for those who come from now on.
     if (this.file.kind === 'block') this.length = Math.max(this.length, this.file.size());
+  }
+
+  /** A flush that failed stays failed: what was lost does not come back with another descriptor. */
+  async reopen(readOnly: boolean): Promise<Reopening> {
+    const file = await this.openAgain(readOnly);
+    return {
+      commit: () => {
+        const old = this.file;
+        this.locks.moveTo(file);
+        this.file = file;
+        // Nothing is under way on it, and every flush was answered: nobody waits for what its close says.
+        old.close().catch(() => undefined);
+      },
+      abort: () => file.close(),
+    };
   }
 
   async settle(): Promise<void> {

@@ -1,6 +1,7 @@
 /** How an image is opened, and the options for it that the drivers `file` and `host_device` share. */
 import { z } from 'zod';
 import type { DriverNode, OpenContext } from '../block/driver.ts';
+import type { HostFile } from '../host/host.ts';
 import { BlockError } from '../util/errors.ts';
 import { ImageLocks } from './file-locks.ts';
 import { FileNode } from './file-node.ts';
@@ -46,21 +47,21 @@ export async function openImage(
   if (options.aio === 'native' && !direct) {
     throw new BlockError('invalid-option', 'aio: native needs cache.direct=on');
   }
-  const { files } = context.host;
-  const access = context.readOnly ? 'read' : 'write';
-  const file = await files.open(options.filename, {
-    access,
-    direct,
-    threads: options.io === 'async',
-    claim: access === 'write' && options.locking !== 'off',
-  });
+  const openFile = (readOnly: boolean): Promise<HostFile> =>
+    context.host.files.open(options.filename, {
+      access: readOnly ? 'read' : 'write',
+      direct,
+      threads: options.io === 'async',
+      claim: !readOnly && options.locking !== 'off',
+    });
+  const file = await openFile(context.readOnly);
   try {
     if (kind === 'block' && file.kind !== 'block') {
       throw new BlockError('invalid-option', `filename: ${options.filename} is not a block device: use driver 'file'`);
     }
     const locks = new ImageLocks(context.host, file, options.locking, options.exclusive);
     await locks.change(0, 15);
-    return new FileNode({ host: context.host, file, locks });
+    return new FileNode({ host: context.host, file, locks, openAgain: openFile });
   } catch (error) {
     await file.close();
     throw error;

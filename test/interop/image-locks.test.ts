@@ -113,6 +113,58 @@ test('a VM’s disk is refused to a writer', async (t) => {
   await graph.add({ driver: 'file', 'node-name': 'f2', filename: path });
 });
 
+test('a pair’s disk is refused to a VM and to a second daemon', async (t) => {
+  requireTools('qemu-system-x86_64');
+  const path = await image(t);
+  const { graph } = testGraph();
+  const options = { driver: 'file', 'node-name': 'f', filename: path };
+  await graph.add({ ...options, exclusive: true });
+  await graph.use('f', parent('export "x"'), writer);
+  const machine = await run('qemu-system-x86_64', [
+    ...['-M', 'q35', '-S', '-display', 'none', '-monitor', 'none', '-nodefaults'],
+    ...['-drive', `file=${path},format=raw,if=virtio`],
+  ]);
+  assert.notEqual(machine.code, 0);
+  assert.match(machine.stderr, /lock/);
+  const daemon = (more: string) =>
+    run(process.execPath, [
+      join(import.meta.dirname, '../../src/cli/storage-daemon.ts'),
+      ...['--blockdev', `driver=file,node-name=f,filename=${path}${more}`],
+      ...['--nbd-server', `addr.type=unix,addr.path=${path}.socket`],
+      ...['--export', 'type=nbd,id=e,node-name=f,writable=on'],
+    ]);
+  for (const more of ['', ',exclusive=on']) {
+    const second = await daemon(more);
+    assert.notEqual(second.code, 0);
+    assert.ok(second.stderr.includes(path), second.stderr);
+    assert.match(second.stderr, /another program .* 'write'/);
+  }
+});
+
+test('a reopen does not meet its own locks, and meets those of others', async (t) => {
+  const path = await image(t);
+  const { graph } = testGraph();
+  await graph.add({ driver: 'file', 'node-name': 'f', filename: path, exclusive: true, 'read-only': true });
+  const use = await graph.use('f', parent('job'), { needs: 1, shares: 1 });
+  const readOnlyLocks = lockedBytes(path);
+  assert.deepEqual(readOnlyLocks, [100, 201, 202, 203]);
+  await graph.reopen([{ nodeName: 'f', readOnly: false }]);
+  assert.deepEqual(lockedBytes(path), readOnlyLocks);
+  await use.setPermissions({ needs: 3, shares: 1 });
+  assert.deepEqual(lockedBytes(path), [100, 101, 201, 202, 203]);
+  const { node } = graph.find('f');
+  await node.write(0, new Uint8Array(4096).fill(1), 0);
+  await assert.rejects(graph.reopen([{ nodeName: 'f', readOnly: true }]), { code: 'read-only' });
+  await use.setPermissions({ needs: 1, shares: 15 });
+  await graph.reopen([{ nodeName: 'f', readOnly: true }]);
+  await assert.rejects(async () => await node.write(0, new Uint8Array(4096), 0), { errno: 'EBADF' });
+  const refused = await run('qemu-io', ['-f', 'raw', '-c', 'write 0 4k', path]);
+  assert.match(refused.stderr, /lock/);
+  await use.release();
+  await graph.close();
+  assert.deepEqual(lockedBytes(path), []);
+});
+
 test('two nodes of one process on one image keep out of each other’s way as two programs would', async (t) => {
   const path = await image(t);
   const { graph } = testGraph();
