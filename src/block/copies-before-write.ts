@@ -9,6 +9,8 @@ export interface CopiesBeforeWrite {
   forgetCopies(): void;
   /** The target holds the old content of this range already (a hidden overlay that was kept over a restart). */
   markCopied(offset: number, length: number): void;
+  /** Copies the old content of what was not copied yet in the range, as before a change; bytes that it copied. */
+  saveOld(offset: number, length: number): Promise<number>;
   /** Bytes that were copied since the point in time, in whole granules. */
   readonly copiedBytes: number;
 }

@@ -25,6 +25,11 @@ export interface DriverNode extends BlockNode {
   removeChild?(name: string): Promise<void>;
   /** The permissions its parents now need and share in sum (file: image locks). A throw refuses the change; nothing has changed then. */
   permissionsChanging?(needs: PermissionMask, shares: PermissionMask): Done;
+  /**
+   * Makes ready to be read-only, or writable; nothing has changed before `commit`. Absent: the driver has no state of its
+   * own about it, or asks `context.readOnly` each time. No requests are under way.
+   */
+  reopen?(readOnly: boolean): Promise<Reopening>;
   /** A write that this node was given too failed in a sibling that decides: what it holds there may now differ (pair.md 8). */
   siblingFailed?(offset: number, length: number): void;
   /** Overlapping requests in the order sent, a flush covers all before it: may `blockstep:ordered` be announced over this node? Absent: yes. */
@@ -35,10 +40,17 @@ export interface DriverNode extends BlockNode {
   info?(): Record<string, unknown>;
 }
 
+/** A reopening that is ready; one of both is called, once. */
+export interface Reopening {
+  commit(): void;
+  abort(): Promise<void>;
+}
+
 /** What `open` may use. */
 export interface OpenContext {
   readonly host: Host;
   readonly nodeName: string;
+  /** now: a reopen changes it */
   readonly readOnly: boolean;
   /** `cache` of the node's options: `direct` bypasses the page cache (the graph itself keeps `no-flush`). */
   readonly cache: { readonly direct: boolean };

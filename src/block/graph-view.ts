@@ -5,6 +5,8 @@ import type { Host } from '../host/host.ts';
 import type { Done } from '../util/later.ts';
 import type { Child, PermissionMask, PermissionNeed } from './child.ts';
 import type { DriverNode } from './driver.ts';
+import type { OpBlockers } from './op-blockers.ts';
+import type { ReopenRequest } from './reopen.ts';
 
 /** Whoever stands above a root: an export, a job, a test. */
 export interface BlockParent {
@@ -29,6 +31,10 @@ export interface NodeInfo {
   readonly children: readonly Child[];
   /** descriptions of the parents */
   readonly parents: readonly string[];
+  /** names of the parents that are nodes */
+  readonly parentNodes: readonly string[];
+  /** descriptions of the users outside the graph that stand right above it */
+  readonly users: readonly string[];
 }
 
 /** A use of a node by something outside the graph. */
@@ -52,6 +58,15 @@ export interface Graph {
   use(nodeName: string, parent: BlockParent, need: PermissionNeed): Promise<RootUse>;
   /** Puts node `to` in the place of `from` for all its parents (those of `to` itself excluded), drained around it. */
   replace(from: string, to: string): Promise<void>;
+  /**
+   * Puts node `filter`, which stands above `below`, in its place for all its parents but those that stand below the
+   * filter themselves: they would close a circle. Drained around it.
+   */
+  insertAbove(below: string, filter: string): Promise<void>;
+  /** All or none of the nodes, with those made in place for them; drained around it. */
+  reopen(requests: readonly ReopenRequest[]): Promise<void>;
+  /** What must not be begun on a node by command. */
+  readonly blockers: OpBlockers;
   /** `x-blockdev-change` */
   addChild(parent: string, node: string): Promise<void>;
   removeChild(parent: string, childName: string): Promise<void>;

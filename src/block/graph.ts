@@ -12,9 +12,11 @@ import { allPermissions, type Child, type ChildRole, type PermissionNeed, permis
 import { Drains } from './drain.ts';
 import type { ChildPermissions, NodeReference, OpenContext } from './driver.ts';
 import type { BlockParent, Drained, Graph, NodeInfo, RootUse } from './graph-view.ts';
+import { OpBlockers } from './op-blockers.ts';
 import { applyOptions, type CommonOptions, splitOptions } from './options.ts';
 import { updatePermissions, usualPermissions } from './permissions.ts';
 import type { DriverRegistry } from './registry.ts';
+import { type ReopenRequest, reopenVertices } from './reopen.ts';
 import { type EdgeOwner, Use } from './root-use.ts';
 import { downward, Edge, rootsAbove, Vertex } from './vertex.ts';
 
@@ -25,6 +27,7 @@ export const nestingMax = 32;
 
 export class BlockGraph implements Graph, EdgeOwner {
   readonly host: Host;
+  readonly blockers = new OpBlockers();
   private readonly registry: DriverRegistry;
   private readonly services: ReadonlyMap<string, unknown>;
   private readonly emit: (event: string, data: Record<string, unknown>) => void;
@@ -78,9 +81,27 @@ export class BlockGraph implements Graph, EdgeOwner {
 
   async replace(from: string, to: string): Promise<void> {
     await this.drained(this.vertexOf(from), async () => {
-      const old = await this.change(() => this.replaceEdges(this.vertexOf(from), this.vertexOf(to)));
+      const old = await this.change(() => this.replaceEdges(this.vertexOf(from), this.vertexOf(to), 'all'));
       await this.dropUnused(old);
     });
+  }
+
+  async insertAbove(below: string, filter: string): Promise<void> {
+    await this.drained(this.vertexOf(below), async () => {
+      await this.change(() => this.replaceEdges(this.vertexOf(below), this.vertexOf(filter), 'without-circles'));
+    });
+  }
+
+  async reopen(requests: readonly ReopenRequest[]): Promise<void> {
+    const drains: Drained[] = [];
+    try {
+      for (const { nodeName } of requests) drains.push(await this.drain(nodeName));
+      await this.change(async () => {
+        await reopenVertices(new Map(requests.map(({ nodeName, readOnly }) => [this.vertexOf(nodeName), readOnly])));
+      });
+    } finally {
+      for (const drained of drains) drained.end();
+    }
   }
 
   async addChild(parent: string, node: string): Promise<void> {
@@ -219,7 +240,9 @@ export class BlockGraph implements Graph, EdgeOwner {
     return {
       host: this.host,
       nodeName: vertex.nodeName,
-      readOnly: vertex.common.readOnly,
+      get readOnly(): boolean {
+        return vertex.common.readOnly;
+      },
       cache: { direct: vertex.common.direct },
       emit: this.emit,
       attach: (name, role, reference, permissions) => this.attach(vertex, depth, name, role, reference, permissions),
@@ -290,6 +313,7 @@ export class BlockGraph implements Graph, EdgeOwner {
     } finally {
       await this.detachAll(vertex);
       this.vertices.delete(vertex.nodeName);
+      this.blockers.forget(vertex.nodeName);
     }
   }
 
@@ -327,12 +351,13 @@ export class BlockGraph implements Graph, EdgeOwner {
     });
   }
 
-  private async replaceEdges(from: Vertex, to: Vertex): Promise<Vertex> {
-    const edges = from.uses.filter((edge) => edge.parent !== to);
+  /** Moves the parents of a vertex but those of `to` itself; what stands below `to` is refused, or left where it is. */
+  private async replaceEdges(from: Vertex, to: Vertex, which: 'all' | 'without-circles'): Promise<Vertex> {
     const below = downward([to]);
-    for (const { parent } of edges) {
-      if (parent instanceof Vertex && below.includes(parent)) throw cycle(parent, to);
-    }
+    const circles = from.uses.filter(({ parent }) => parent instanceof Vertex && below.includes(parent));
+    const refused = circles.find(({ parent }) => parent !== to);
+    if (which === 'all' && refused !== undefined) throw cycle(refused.parent as Vertex, to);
+    const edges = from.uses.filter((edge) => !circles.includes(edge));
     if (to.node.length < from.node.length) {
       throw new BlockError(
         'invalid-request',

@@ -69,6 +69,14 @@ export class Vertex implements NodeInfo {
   get parents(): readonly string[] {
     return this.uses.map((edge) => edge.user);
   }
+
+  get parentNodes(): readonly string[] {
+    return this.uses.flatMap(({ parent }) => (parent instanceof Vertex ? [parent.nodeName] : []));
+  }
+
+  get users(): readonly string[] {
+    return this.uses.flatMap(({ parent }) => (parent instanceof Vertex ? [] : [parent.description]));
+  }
 }
 
 export class Edge implements Child {

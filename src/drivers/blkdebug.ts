@@ -109,6 +109,15 @@ class BlkdebugNode implements DriverNode {
     await this.ranges.settled();
   }
 
+  async resize(length: number): Promise<void> {
+    const below = this.child.node;
+    if (below.resize === undefined) {
+      throw new BlockError('not-supported', `node '${this.child.nodeName}' cannot change its length`);
+    }
+    this.checkPower();
+    await below.resize(length);
+  }
+
   async control(args: Readonly<Record<string, unknown>>): Promise<Record<string, unknown>> {
     const command = check(controlSchema, args, '');
     switch (command.action) {

@@ -137,6 +137,11 @@ export const copyBeforeWriteDriver = defineDriver({
       writeZeroes: (offset, size, flags) => changing(offset, size, () => child.node.writeZeroes(offset, size, flags)),
       discard: (offset, size) => changing(offset, size, () => child.node.discard(offset, size)),
       settle: () => (lock.idle ? undefined : lock.settled()),
+      saveOld: async (offset, size) => {
+        const before = copied.count;
+        await changing(offset, size, () => undefined);
+        return (copied.count - before) * granularity;
+      },
       forgetCopies: () => copied.clearAll(),
       markCopied: (offset, size) => {
         const first = Math.ceil(offset / granularity);

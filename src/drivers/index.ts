@@ -1,6 +1,7 @@
 /** All drivers of blockstep: the one file that imports them. A driver that is added gets its line here. */
 import type { DriverDefinition } from '../block/driver.ts';
 import { blkdebugDriver } from './blkdebug.ts';
+import { commitTopDriver } from './commit-top.ts';
 import { copyBeforeWriteDriver } from './copy-before-write.ts';
 import { fileDriver } from './file.ts';
 import { hostDeviceDriver } from './host-device.ts';
@@ -15,6 +16,7 @@ import { shadowDriver } from './shadow.ts';
 
 export const drivers: readonly DriverDefinition[] = [
   blkdebugDriver,
+  commitTopDriver,
   copyBeforeWriteDriver,
   fileDriver,
   hostDeviceDriver,

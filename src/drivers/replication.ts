@@ -15,9 +15,11 @@
  * what is proven, `-marks` the bitmaps, `-missing` what a sync copies, `-stall` the bound on waiting.
  */
 import { z } from 'zod';
+import type { Devices } from '../block/chain.ts';
 import { type Child, type PermissionMask, permissionBits } from '../block/child.ts';
 import { granularityMax, granularityMin } from '../block/dirty-bitmap.ts';
 import { type ChildPermissions, type DriverNode, defineDriver, type OpenContext } from '../block/driver.ts';
+import type { Graph } from '../block/graph-view.ts';
 import type { WriteFlags } from '../block/node.ts';
 import { nodeReference } from '../block/options.ts';
 import {
@@ -29,12 +31,15 @@ import {
   type ReplicationStage,
   type StageEvent,
 } from '../block/replication-group.ts';
+import type { JobManager } from '../jobs/job.ts';
 import { BlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import type { Done } from '../util/later.ts';
 import { HoldLink } from './replication-hold.ts';
 import { type LinkOptions, RecordLink, type ReplicationLink } from './replication-link.ts';
 import { ReplicationMarks } from './replication-marks.ts';
+import { SecondaryFilter } from './replication-secondary.ts';
+import { refusedInStage } from './replication-stages.ts';
 
 /** Bytes that one filter's window may have. */
 export const windowBytesMax = 2 ** 30;
@@ -84,6 +89,7 @@ export const replicationDriver = defineDriver<Options>({
   async open(given, context): Promise<DriverNode> {
     checkOptions(given);
     const group = context.service<ReplicationGroup>('replication-group');
+    if (given.mode === 'secondary') return await openSecondary(given, context, group);
     const attach = (reference: Options['file'] & {}): Promise<Child> =>
       context.attach('file', 'filtered', reference, childPermissions);
     const file = given.file === null ? null : await attach(given.file);
@@ -118,10 +124,21 @@ export const replicationDriver = defineDriver<Options>({
   },
 });
 
+async function openSecondary(given: Options, context: OpenContext, group: ReplicationGroup): Promise<DriverNode> {
+  if (given.file === null) throw new BlockError('invalid-option', 'file: is required in mode secondary');
+  if (given['top-id'] === undefined) throw new BlockError('invalid-option', 'top-id: is required in mode secondary');
+  const services = {
+    group,
+    graph: context.service<Graph>('graph'),
+    jobs: context.service<JobManager>('jobs'),
+    devices: context.service<Devices>('devices'),
+  };
+  const active = await context.attach('file', 'filtered', given.file, childPermissions);
+  return new SecondaryFilter(context, services, active, given['top-id']);
+}
+
 function checkOptions(given: Options): void {
-  if (given.mode === 'secondary') {
-    throw new BlockError('not-supported', 'mode: only primary is supported by this version');
-  }
+  if (given.mode === 'secondary') return;
   if (given['top-id'] !== undefined) throw new BlockError('invalid-option', 'top-id: only for mode secondary');
   if (given.file !== null) return;
   if (given['on-link-down'] !== 'hold') throw new BlockError('invalid-option', 'file: null needs on-link-down=hold');
@@ -217,7 +234,7 @@ class PrimaryFilter implements DriverNode, ReplicationMember {
     if (holds && this.stage === 'none') return;
     // The local disk may have it all the same.
     if (holds) this.marks.markMissing(offset, length);
-    throw new BlockError('wrong-stage', `node '${this.nodeName}': replication is in stage ${this.stage}`);
+    throw refusedInStage(this.nodeName, this.stage);
   }
 
   // ------------------------------------------------------------ the member
@@ -234,14 +251,17 @@ class PrimaryFilter implements DriverNode, ReplicationMember {
     // A primary has nothing of its own to make ready: the secondary's store takes the checkpoint.
   }
 
-  async checkpoint(): Promise<void> {
+  checkpoint(): Done {
     // Success in every stage (spec: "checkpoint").
+    return undefined;
+  }
+
+  unprepare(): void {
+    // Nobody is held.
   }
 
   getError(): void {
-    if (this.stage !== 'running') {
-      throw new BlockError('wrong-stage', `node '${this.nodeName}': replication is in stage ${this.stage}`);
-    }
+    if (this.stage !== 'running') throw refusedInStage(this.nodeName, this.stage);
     if (this.link.error !== null) throw this.link.error;
   }
 

@@ -407,15 +407,17 @@ async function settleAll(parts: readonly Promise<void>[]): Promise<void> {
 }
 
 function logFile(child: Child): LogFile {
+  // What is still being filled with zeroes is not there yet: an append into it would be overwritten.
+  let ready = child.node.length;
   return {
     get length() {
-      return child.node.length;
+      return ready;
     },
     read: (offset, into) => child.node.read(offset, into),
     write: (offset, from) => child.node.write(offset, from, writeFlags.none),
     flush: () => child.node.flush(),
     async grow(length) {
-      const old = child.node.length;
+      const old = ready;
       if (child.node.resize === undefined) {
         throw new BlockError(
           'no-space',
@@ -428,6 +430,7 @@ function logFile(child: Child): LogFile {
       for (let at = old; at < length; at += zeroes.length) {
         await child.node.write(at, zeroes.subarray(0, Math.min(zeroes.length, length - at)), writeFlags.none);
       }
+      ready = length;
     },
   };
 }

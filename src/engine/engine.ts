@@ -52,6 +52,7 @@ export class Engine implements QmpTarget {
     this.graph = new BlockGraph(host, this.drivers, services, emit);
     this.exports = new ExportList(host, this.graph, emit);
     services.set('replication-group', this.replicationGroup).set('jobs', this.jobs).set('graph', this.graph);
+    services.set('devices', this.exports);
     this.#commands = engineCommands(this);
   }
 

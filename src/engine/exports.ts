@@ -4,6 +4,7 @@
  * Invariant: an export's id, and its name on its server, are taken from the moment that its making begins until it is
  * gone, so two commands at the same time cannot both have them.
  */
+import type { Devices } from '../block/chain.ts';
 import type { Graph } from '../block/graph-view.ts';
 import type { Host, SocketAddress } from '../host/host.ts';
 import type { NbdExportDirectory, NbdServerExport } from '../nbd/backend.ts';
@@ -112,7 +113,7 @@ function isOpen(entry: Entry): entry is Entry & { readonly export: NbdExport } {
   return entry.export !== null && entry.closing === null;
 }
 
-export class ExportList {
+export class ExportList implements Devices {
   readonly #host: Host;
   readonly #graph: Graph;
   readonly #emit: (event: string, data: Record<string, unknown>) => void;
@@ -219,6 +220,13 @@ export class ExportList {
         shuttingDown: closing !== null,
         connections: server.nbd.connections(name),
       }));
+  }
+
+  /** An export of that id, else of that name on any server. */
+  nodeOf(device: string): string | null {
+    const entries = [...this.#entries.values()];
+    const found = this.#entries.get(device) ?? entries.find(({ name }) => name === device);
+    return found?.add.nodeName ?? null;
   }
 
   servers(): ServerInfo[] {

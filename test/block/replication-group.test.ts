@@ -51,6 +51,10 @@ class Member implements ReplicationMember {
     this.did('checkpoint');
   }
 
+  unprepare(): void {
+    this.did('unprepare');
+  }
+
   getError(): void {
     this.did('get_error');
   }
@@ -128,7 +132,7 @@ test('pair 22: all members prepare, then one durable write, then all take the ch
   log.length = 0;
   member(members, 'a').failing = 'prepare';
   await assert.rejects(group.checkpoint(async () => assert.fail('nothing is made durable')));
-  assert.deepEqual(log, ['b prepare', 'a prepare']);
+  assert.deepEqual(log, ['b prepare', 'a prepare', 'b unprepare']);
 });
 
 test('the table of stages allows these moves and no others', () => {

@@ -265,7 +265,8 @@ test('options: what does not fit is refused in words', async () => {
   await world.disk('remote', mib);
   const add = (options: Record<string, unknown>) =>
     world.graph.add({ driver: 'replication', 'node-name': 'filter', mode: 'primary', file: 'remote', ...options });
-  await assert.rejects(add({ mode: 'secondary' }), /only primary/);
+  await assert.rejects(add({ mode: 'secondary' }), /top-id: is required in mode secondary/);
+  await assert.rejects(add({ mode: 'secondary', 'top-id': 'x', file: null }), /file: is required in mode secondary/);
   await assert.rejects(add({ mode: 'tertiary' }), /mode/);
   await assert.rejects(add({ 'top-id': 'x' }), /top-id: only for mode secondary/);
   await assert.rejects(add({ file: null }), /file: null needs on-link-down=hold/);

@@ -1,10 +1,12 @@
 /** The commands about the graph. */
 import type { z } from 'zod';
-import type { NodeInfo } from '../../block/graph-view.ts';
+import type { Graph, NodeInfo } from '../../block/graph-view.ts';
+import type { ReopenRequest } from '../../block/reopen.ts';
 import type { Host } from '../../host/host.ts';
 import type { Handlers } from '../../qmp/command.ts';
-import type { blockDeviceInfo, blockSchema } from '../../qmp/schema/block.ts';
+import type { blockDeviceInfo, blockdevOptions, blockSchema } from '../../qmp/schema/block.ts';
 import { BlockError } from '../../util/errors.ts';
+import { sameJson } from '../../util/json.ts';
 import type { Engine } from '../engine.ts';
 
 export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
@@ -13,7 +15,11 @@ export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
     'blockdev-add': async (options) => {
       await graph.add(options);
     },
-    'blockdev-del': (args) => graph.remove(args['node-name']),
+    'blockdev-del': (args) => {
+      graph.blockers.check(args['node-name'], 'delete');
+      return graph.remove(args['node-name']);
+    },
+    'blockdev-reopen': ({ options }) => graph.reopen(options.map((given) => reopenRequest(graph, given))),
     'x-blockdev-change': ({ parent, child, node }) => {
       if ((child === undefined) === (node === undefined)) {
         throw new BlockError(
@@ -29,6 +35,7 @@ export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
       if (name === undefined || (nodeName !== undefined && device !== undefined)) {
         throw new BlockError('invalid-option', 'arguments: give exactly one of "node-name" and "device"');
       }
+      graph.blockers.check(name, 'resize');
       return graph.resize(name, size);
     },
     'query-named-block-nodes': () => {
@@ -41,6 +48,19 @@ export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
       );
     },
   };
+}
+
+/** @throws BlockError invalid-option if anything but `read-only` differs from what the node was made with */
+function reopenRequest(graph: Graph, given: z.output<typeof blockdevOptions>): ReopenRequest {
+  const { 'read-only': readOnly = false, 'auto-read-only': automatic, ...wanted } = given;
+  const nodeName = given['node-name'];
+  const { 'read-only': was, 'auto-read-only': wasAutomatic, ...made } = graph.find(nodeName).options;
+  for (const name of new Set([...Object.keys(wanted), ...Object.keys(made)])) {
+    if (sameJson(wanted[name], made[name])) continue;
+    throw new BlockError('invalid-option', `${name}: of node '${nodeName}' cannot be changed by a reopen`);
+  }
+  if (typeof readOnly !== 'boolean') throw new BlockError('invalid-option', 'read-only: expected true or false');
+  return { nodeName, readOnly };
 }
 
 type Nodes = ReadonlyMap<string, NodeInfo>;

@@ -1,4 +1,6 @@
 /** The commands about jobs. */
+import { startBlockdevBackup } from '../../jobs/backup.ts';
+import { startBlockCommit } from '../../jobs/commit.ts';
 import { startBlockdevMirror } from '../../jobs/mirror.ts';
 import type { Handlers } from '../../qmp/command.ts';
 import type { jobSchema } from '../../qmp/schema/job.ts';
@@ -8,6 +10,8 @@ export function jobCommands(engine: Engine): Handlers<typeof jobSchema> {
   const { jobs } = engine;
   return {
     'blockdev-mirror': (args) => startBlockdevMirror(engine.graph, jobs, args),
+    'blockdev-backup': (args) => startBlockdevBackup(engine.graph, jobs, args),
+    'block-commit': (args) => startBlockCommit(engine.graph, jobs, args),
     'query-jobs': () => jobs.list().map((job) => job.info()),
     'query-block-jobs': () => jobs.list().map((job) => job.blockInfo()),
     'job-pause': ({ id }) => jobs.find(id).pause(),

@@ -23,6 +23,10 @@ export function replicationCommands(engine: Engine): ReplicationHandlers {
       return { error: false };
     },
     'xen-colo-do-checkpoint': () => group.checkpoint(),
+    'x-colo-lost-heartbeat': () => setReplication(engine, { enable: false, primary: false, failover: true }),
+    'replication-prepare': () => group.prepare(),
+    'replication-commit': ({ epoch }) => group.commit(epoch),
+    'replication-abort': () => group.abort(),
     // The members' own schema (`replicationInfo`) says what is in a row; a kind of member may add to it.
     'query-replication': () => group.info() as unknown as ReturnType<ReplicationHandlers['query-replication']>,
     'replication-connect': ({ node, child }) => links.find(node).connect(child),

@@ -65,6 +65,14 @@ export const blockSchema = [
     returns: nothing,
   }),
   defineCommand({
+    name: 'blockdev-reopen',
+    summary:
+      'Changes options of nodes under their users, all or none: here `read-only`. Each is given whole, as to ' +
+      '`blockdev-add`; what is left out has its default, and any other difference is refused.',
+    arguments: z.strictObject({ options: z.array(blockdevOptions).min(1).max(256) }),
+    returns: nothing,
+  }),
+  defineCommand({
     name: 'x-blockdev-change',
     summary: 'Gives a node (a quorum) one more child, or takes one away: exactly one of `child` and `node`.',
     arguments: z.strictObject({

@@ -88,6 +88,41 @@ export const jobSchema = [
     returns: nothing,
   }),
   defineCommand({
+    name: 'blockdev-backup',
+    summary:
+      'Keeps the point in time of its start of a node in another one: old content is copied before it is changed, ' +
+      'everything else in the background, or not at all.',
+    arguments: z.strictObject({
+      'job-id': id.optional().describe('id of the job (default: the device)'),
+      device: nodeName.describe('node whose point in time is kept'),
+      target: nodeName.describe('node that is written; as long as the device'),
+      sync: z.enum(['full', 'none']).describe('`none`: only what is about to change, until the job is cancelled'),
+      speed: size.optional().describe('bytes a second in the background; 0 (default): no limit'),
+      'filter-node-name': nodeName.optional().describe('name of the filter above the device while the job lives'),
+      'auto-finalize': z.boolean().optional().describe('default true'),
+      'auto-dismiss': z.boolean().optional().describe('default true'),
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'block-commit',
+    summary:
+      'Copies what the overlays of a chain hold into the base below them while I/O goes on. The base then takes the ' +
+      'place of the chain: at `job-complete` where the top is written, else by itself.',
+    arguments: z.strictObject({
+      'job-id': id.optional().describe('id of the job (default: the device)'),
+      device: nodeName.describe('node on top of the chain'),
+      'base-node': nodeName.optional().describe('node that is written (default: the lowest one)'),
+      'top-node': nodeName.optional().describe('overlay whose place the base takes (default: the device)'),
+      speed: size.optional().describe('bytes a second; 0 (default): no limit'),
+      'on-error': errorAction.optional().describe('what an I/O error does (default `report`: the job fails)'),
+      'filter-node-name': nodeName.optional().describe('name of the filter above the top while the job lives'),
+      'auto-finalize': z.boolean().optional().describe('default true'),
+      'auto-dismiss': z.boolean().optional().describe('default true'),
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
     name: 'query-jobs',
     summary: 'All jobs.',
     arguments: noArguments,

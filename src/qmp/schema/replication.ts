@@ -20,21 +20,42 @@ export const checksumsMax = 65_536;
 export const checksumBlockMin = 512;
 export const checksumBlockMax = 2 ** 26;
 
+const member = {
+  node: nodeName,
+  stage,
+  error: z.string().nullable().describe('the last recorded failure'),
+};
+
 export const replicationInfo = z
-  .strictObject({
-    node: nodeName,
-    mode: replicationMode,
-    stage,
-    link: linkMode.nullable().describe('mode of the link group; null: the node only records errors'),
-    connected: z.boolean(),
-    error: z.string().nullable().describe('the last recorded failure'),
-    acknowledge: z.enum(['remote', 'flush', 'local']).optional(),
-    'window-bytes': size.describe('bytes sent and not answered yet'),
-    'forwarded-bytes': size.describe('bytes of writes that the other side has answered, since the node was opened'),
-    'missing-bytes': size.describe('bytes that the other side does not have'),
-    'may-differ-bytes': size.describe('bytes that the other side has not proven durable, the missing ones included'),
-    diverged: z.array(range).describe('missing because the local disk failed a write that the other side was given'),
-  })
+  .discriminatedUnion('mode', [
+    z.strictObject({
+      ...member,
+      mode: z.literal('primary'),
+      link: linkMode.nullable().describe('mode of the link group; null: the node only records errors'),
+      connected: z.boolean(),
+      acknowledge: z.enum(['remote', 'flush', 'local']).optional(),
+      'window-bytes': size.describe('bytes sent and not answered yet'),
+      'forwarded-bytes': size.describe('bytes of writes that the other side has answered, since the node was opened'),
+      'missing-bytes': size.describe('bytes that the other side does not have'),
+      'may-differ-bytes': size.describe('bytes that the other side has not proven durable, the missing ones included'),
+      diverged: z.array(range).describe('missing because the local disk failed a write that the other side was given'),
+    }),
+    z.strictObject({
+      ...member,
+      mode: z.literal('secondary'),
+      prepared: z.boolean().describe('its users are held between `replication-prepare` and what follows'),
+      'hidden-bytes': size.describe('bytes held in the hidden disk: old content since the last checkpoint'),
+      'active-bytes': size.describe('bytes held in the active disk: what its own user wrote'),
+      commit: z
+        .strictObject({
+          status: z.enum(['running', 'ready']).describe('ready: its end waits for `replication-prepare`'),
+          'current-progress': size,
+          'total-progress': size,
+        })
+        .nullable()
+        .describe('the commit of a failover that is under way'),
+    }),
+  ])
   .meta({ id: 'ReplicationInfo' });
 
 export const replicationSchema = [
@@ -57,6 +78,33 @@ export const replicationSchema = [
   defineCommand({
     name: 'xen-colo-do-checkpoint',
     summary: 'Makes a checkpoint of all members.',
+    arguments: noArguments,
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'x-colo-lost-heartbeat',
+    summary: 'The other side is lost: fails over now, as `xen-set-replication` with `failover` does.',
+    arguments: noArguments,
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-prepare',
+    summary:
+      'The first half of a checkpoint, or of the end of a failover, for whoever makes it durable: all members are ' +
+      'ready and their users held, or none. `replication-commit` or `replication-abort` follows.',
+    arguments: noArguments,
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-commit',
+    summary:
+      'The second half: the epoch is durably the group’s. All members forget the old at once, their users go on.',
+    arguments: z.strictObject({ epoch: z.int().positive().describe('above the present one') }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'replication-abort',
+    summary: 'Instead of `replication-commit`: the users go on, all is as before `replication-prepare`.',
     arguments: noArguments,
     returns: nothing,
   }),
@@ -156,6 +204,11 @@ export const replicationEvents = [
     name: 'REPLICATION_STAGE',
     summary: 'A member went to another stage.',
     data: z.strictObject({ node: nodeName, mode: replicationMode, stage }),
+  }),
+  defineEvent({
+    name: 'REPLICATION_COMMIT_READY',
+    summary: 'The commit of a failover has copied everything; its end waits for `replication-prepare`.',
+    data: z.strictObject({ node: nodeName }),
   }),
   defineEvent({
     name: 'REPLICATION_DIVERGED',

@@ -1,0 +1,454 @@
+/**
+ * The filter `replication`, mode secondary (spec: replication-filter): it stands on the active disk, shows the last
+ * checkpoint plus its user's own writes, and takes the secondary disk over at a failover.
+ *
+ *     user -> filter -> active -> hidden -> secondary disk <- export to the primary         none, done after a stop
+ *     user -> filter -> active -> hidden -> secondary disk <- copy-before-write <- export    running
+ *     user -> filter -> commit-top -> active -> hidden -> secondary disk                     failover
+ *     user -> filter -> secondary disk                                                       done after a failover
+ *
+ * Invariant: a start that fails leaves everything as it was, and whatever a start took is given back exactly once.
+ * What goes through it in which stage is the table of `replication-stages.ts`; what it holds, `replication-disks.ts`.
+ */
+import { type Devices, nodeOfDevice, standsIn } from '../block/chain.ts';
+import type { Child } from '../block/child.ts';
+import type { DriverNode, OpenContext } from '../block/driver.ts';
+import type { Drained, Graph } from '../block/graph-view.ts';
+import { type WriteFlags, writeFlags } from '../block/node.ts';
+import { blockOperations, type OpBlock } from '../block/op-blockers.ts';
+import {
+  nextStage,
+  type ReplicationGroup,
+  type ReplicationInfo,
+  type ReplicationMember,
+  type ReplicationMode,
+  type ReplicationStage,
+  type StageEvent,
+} from '../block/replication-group.ts';
+import { type Backup, startBackup } from '../jobs/backup.ts';
+import { type Commit, startCommit } from '../jobs/commit.ts';
+import type { JobManager } from '../jobs/job.ts';
+import { BlockError, toBlockError } from '../util/errors.ts';
+import type { Extent } from '../util/extents.ts';
+import { after, type Done } from '../util/later.ts';
+import { emptyDisk, findParts, HeldDisks, heldBytes, markKept, type SecondaryParts } from './replication-disks.ts';
+import { SplitWrites } from './replication-split.ts';
+import { refusedInStage, stageAccess } from './replication-stages.ts';
+
+/** What the filter needs from beside the graph. */
+export interface SecondaryServices {
+  readonly group: ReplicationGroup;
+  readonly graph: Graph;
+  readonly jobs: JobManager;
+  readonly devices: Devices;
+}
+
+export class SecondaryFilter implements DriverNode, ReplicationMember {
+  readonly nodeName: string;
+  readonly mode: ReplicationMode = 'secondary';
+  private readonly context: OpenContext;
+  private readonly services: SecondaryServices;
+  private readonly child: Child;
+  private readonly topId: string;
+  private current: ReplicationStage = 'none';
+  private access = stageAccess.secondary.none;
+  private error: BlockError | null = null;
+  private parts: SecondaryParts | null = null;
+  private readonly disks: HeldDisks;
+  private topBlock: OpBlock | null = null;
+  private copying: Backup | null = null;
+  private commit: Commit | null = null;
+  private split: SplitWrites | null = null;
+  private drained: Drained | null = null;
+  /** operations are made one after another; a close waits for the one under way */
+  private lastTurn: Promise<unknown> = Promise.resolve();
+
+  constructor(context: OpenContext, services: SecondaryServices, child: Child, topId: string) {
+    this.nodeName = context.nodeName;
+    this.context = context;
+    this.services = services;
+    this.child = child;
+    this.topId = topId;
+    this.disks = new HeldDisks(context, services.graph);
+    services.group.join(this);
+  }
+
+  get stage(): ReplicationStage {
+    return this.current;
+  }
+
+  // ------------------------------------------------------------ the block node
+
+  get length(): number {
+    return this.child.node.length;
+  }
+
+  get ordered(): boolean {
+    return this.child.node.ordered !== false;
+  }
+
+  read(offset: number, into: Uint8Array): Done {
+    if (this.access.read === 'refused') throw refusedInStage(this.nodeName, this.current);
+    return this.split === null ? this.child.node.read(offset, into) : this.split.read(offset, into);
+  }
+
+  write(offset: number, from: Uint8Array, flags: WriteFlags): Done {
+    if (this.access.write === 'refused') throw refusedInStage(this.nodeName, this.current);
+    if (this.split === null) return this.child.node.write(offset, from, flags);
+    return this.thenFlush(this.split.write(offset, from.length, from, flags), flags);
+  }
+
+  writeZeroes(offset: number, length: number, flags: WriteFlags): Done {
+    if (this.access.write === 'refused') throw refusedInStage(this.nodeName, this.current);
+    if (this.split === null) return this.child.node.writeZeroes(offset, length, flags);
+    return this.thenFlush(this.split.write(offset, length, null, flags), flags);
+  }
+
+  /** Succeeds without effect: what an overlay gave up would show what lies below it. */
+  discard(): Done {
+    return undefined;
+  }
+
+  /** After a failed failover writes go to two places, and a flush has to cover both. */
+  flush(): Done {
+    return this.split === null ? this.child.node.flush() : this.split.flush();
+  }
+
+  blockStatus(offset: number, length: number): Extent[] | Promise<Extent[]> {
+    return this.child.node.blockStatus(offset, length);
+  }
+
+  settle(): Done {
+    return this.split?.settle();
+  }
+
+  private thenFlush(done: Done, flags: WriteFlags): Done {
+    return (flags & writeFlags.fua) === 0 ? done : after(done, () => this.flush());
+  }
+
+  async close(): Promise<void> {
+    await this.inTurn(() => this.closeNow()).catch(() => undefined);
+  }
+
+  private async closeNow(): Promise<void> {
+    const { group } = this.services;
+    group.leave(this);
+    this.unprepare();
+    const { current } = this;
+    try {
+      if (current === 'running') return await this.stopCleanly();
+      if (current === 'failover') await this.cancelCommit();
+    } finally {
+      this.topBlock?.lift();
+      await this.disks.release({ restore: current === 'running' });
+      if (this.current !== 'done') this.move('close');
+    }
+  }
+
+  // ------------------------------------------------------------ start
+
+  start(mode: ReplicationMode): Promise<void> {
+    return this.inTurn(async () => {
+      if (mode !== this.mode) {
+        throw new BlockError('invalid-request', `node '${this.nodeName}' is ${this.mode}, it cannot start as ${mode}`);
+      }
+      nextStage(this.nodeName, this.current, 'start');
+      try {
+        const { ofGroup } = await this.take();
+        // The owner of a group's epoch decides whether what was kept over a restart is still wanted (record-log.md 9).
+        if (!ofGroup) await this.empty();
+      } catch (error) {
+        await this.giveBack();
+        this.parts = null;
+        throw error;
+      }
+      this.error = null;
+      this.move('start');
+    });
+  }
+
+  /** Everything that a running replication holds, in the order of the spec. */
+  private async take(): Promise<SecondaryParts> {
+    const { graph, devices } = this.services;
+    const parts = findParts(graph, this.nodeName, this.child.nodeName);
+    this.parts = parts;
+    await this.disks.reopen(parts);
+    const top = nodeOfDevice(graph, devices, this.topId);
+    const [parent] = top.parentNodes;
+    if (parent !== undefined) {
+      throw new BlockError('invalid-option', `top-id: '${top.nodeName}' is no root, it stands below '${parent}'`);
+    }
+    if (!standsIn(graph, top.nodeName, this.nodeName)) {
+      throw new BlockError('invalid-option', `top-id: '${this.nodeName}' is not in the tree of '${top.nodeName}'`);
+    }
+    const reason = `replication '${this.nodeName}' is running`;
+    this.topBlock = graph.blockers.block(top.nodeName, blockOperations, reason);
+    await this.disks.hold(parts, reason);
+    await this.startCopying(parts);
+    return parts;
+  }
+
+  private async startCopying(parts: SecondaryParts): Promise<void> {
+    const { graph, jobs } = this.services;
+    const copying = await startBackup(graph, jobs, {
+      jobId: `#replication-${this.nodeName}`,
+      device: parts.secondary,
+      target: parts.hidden,
+      sync: 'none',
+      filterName: `copy-before-write-${this.nodeName}`.slice(0, 255),
+      granularity: parts.granularity,
+      internal: true,
+    });
+    this.copying = copying;
+    void copying.job.concluded.then(() => this.inTurn(() => this.copyingEnded(copying)).catch(() => undefined));
+    // What was kept over a restart is old content already (record-log.md 9).
+    if (parts.ofGroup) await markKept(graph, parts, copying.copies);
+  }
+
+  /** Undoes `take`, as far as it came. */
+  private async giveBack(): Promise<void> {
+    await this.endCopying().catch(() => undefined);
+    this.topBlock?.lift();
+    this.topBlock = null;
+    await this.disks.release({ restore: true });
+  }
+
+  private async endCopying(): Promise<void> {
+    const { copying } = this;
+    this.copying = null;
+    if (copying === null) return;
+    copying.job.cancelIfItCan();
+    await copying.job.concluded;
+  }
+
+  /** The job has ended by itself: whoever ends it takes it away first. */
+  private async copyingEnded(copying: Backup): Promise<void> {
+    if (this.copying !== copying) return;
+    this.copying = null;
+    const why = copying.job.error?.message ?? 'it was cancelled';
+    this.error = new BlockError('io-error', `node '${this.nodeName}': old content is not kept any more: ${why}`);
+    this.topBlock?.lift();
+    await this.disks.release({ restore: true });
+  }
+
+  // ------------------------------------------------------------ checkpoint
+
+  prepare(): Promise<void> {
+    return this.inTurn(async () => {
+      if (this.drained !== null) throw new BlockError('wrong-state', `node '${this.nodeName}' is prepared already`);
+      if (this.current === 'failover') {
+        this.drained = await this.prepareTakeover();
+        return;
+      }
+      const parts = this.partsNow();
+      if (this.current !== 'running') throw refusedInStage(this.nodeName, this.current);
+      if (this.copying === null) {
+        throw new BlockError('wrong-state', `node '${this.nodeName}': old content is not kept any more`);
+      }
+      const { graph } = this.services;
+      const drained = await graph.drain(parts.secondary);
+      try {
+        if (parts.durable) await graph.find(parts.secondary).node.flush();
+      } catch (error) {
+        drained.end();
+        throw error;
+      }
+      this.drained = drained;
+    });
+  }
+
+  checkpoint(epoch?: number): Done {
+    if (this.current === 'failover') return this.takeOver(epoch);
+    let done: Done;
+    try {
+      done = this.empty(epoch);
+    } catch (error) {
+      this.unprepare();
+      throw error;
+    }
+    if (done !== undefined) return done.finally(() => this.unprepare());
+    this.unprepare();
+    return undefined;
+  }
+
+  unprepare(): void {
+    const { drained } = this;
+    this.drained = null;
+    drained?.end();
+  }
+
+  /** The job forgets what it has copied, then the active disk is emptied, then the hidden disk. */
+  private empty(epoch?: number): Done {
+    const { graph } = this.services;
+    const { active, hidden } = this.partsNow();
+    this.copying?.copies.forgetCopies();
+    return after(emptyDisk(graph, active, epoch), () => emptyDisk(graph, hidden, epoch));
+  }
+
+  // ------------------------------------------------------------ get_error, stop
+
+  getError(): void {
+    if (this.current !== 'running') throw refusedInStage(this.nodeName, this.current);
+    if (this.error !== null) throw this.error;
+  }
+
+  stop(failover: boolean): Promise<void> {
+    return this.inTurn(async () => {
+      nextStage(this.nodeName, this.current, failover ? 'failover' : 'stop');
+      this.unprepare();
+      if (failover) await this.failOver();
+      else await this.stopCleanly();
+    });
+  }
+
+  private async stopCleanly(): Promise<void> {
+    await this.giveBack();
+    this.error = null;
+    this.move('stop');
+  }
+
+  private async failOver(): Promise<void> {
+    const parts = this.partsNow();
+    const reason = `the failover of '${this.nodeName}' is under way`;
+    const { graph, jobs } = this.services;
+    try {
+      await this.endCopying();
+      this.move('failover');
+      this.topBlock?.lift();
+      this.topBlock = null;
+      // The job may have ended before, and what it held with it.
+      await this.disks.reopen(parts);
+      await this.disks.hold(parts, reason);
+      this.commit = await startCommit(graph, jobs, {
+        jobId: `#commit-${this.nodeName}`,
+        top: parts.active,
+        base: parts.secondary,
+        filterName: `commit-top-${this.nodeName}`.slice(0, 255),
+        completes: parts.ofGroup ? 'asked' : 'unasked',
+        internal: true,
+      });
+    } catch (error) {
+      if (this.current === 'running') this.move('failover');
+      this.commitFailed(toBlockError(error));
+      throw error;
+    }
+    const { commit } = this;
+    void commit.job.concluded.then(() => this.inTurn(() => this.commitEnded(commit)).catch(() => undefined));
+    void this.tellWhenInStep(commit);
+  }
+
+  private async commitEnded(commit: Commit): Promise<void> {
+    if (this.commit !== commit) return;
+    this.commit = null;
+    this.unprepare();
+    const { error, status } = commit.job;
+    if (error !== null || status === 'aborting') {
+      this.commitFailed(error ?? new BlockError('cancelled', 'the commit was cancelled'));
+      return;
+    }
+    await this.disks.release({ restore: false });
+    this.error = null;
+    this.parts = null;
+    this.move('commit-done');
+  }
+
+  private commitFailed(error: BlockError): void {
+    const parts = this.partsNow();
+    const { graph } = this.services;
+    this.error = new BlockError(error.code, `the commit of the failover failed: ${error.message}`, { cause: error });
+    const overlays = [graph.find(parts.active).node, graph.find(parts.hidden).node];
+    this.split = new SplitWrites(this.child, overlays, () => this.disks.secondary);
+    this.disks.unblock();
+    this.move('commit-failed');
+  }
+
+  private async cancelCommit(): Promise<void> {
+    const { commit } = this;
+    this.commit = null;
+    commit?.job.cancelIfItCan();
+    await commit?.job.concluded;
+  }
+
+  // ------------------------------------------------------------ the end of a failover, with an owner of the epoch
+
+  /** The base is durable and the users are held: the owner may now say durably that the overlays are empty. */
+  private async prepareTakeover(): Promise<Drained> {
+    const { commit } = this;
+    if (commit === null || !commit.inStep) {
+      throw new BlockError('wrong-state', `node '${this.nodeName}': the commit of the failover is still under way`);
+    }
+    return await commit.prepareEnd();
+  }
+
+  private takeOver(epoch: number | undefined): Done {
+    const { commit } = this;
+    try {
+      if (commit === null) throw refusedInStage(this.nodeName, this.current);
+      if (epoch !== undefined) {
+        const done = this.empty(epoch);
+        if (done !== undefined) return done.then(() => this.completeCommit(commit));
+      }
+      return this.completeCommit(commit);
+    } catch (error) {
+      this.unprepare();
+      throw error;
+    }
+  }
+
+  private async completeCommit(commit: Commit): Promise<void> {
+    commit.job.complete();
+    await commit.job.concluded;
+    await this.lastTurn;
+    if (this.error !== null) throw this.error;
+  }
+
+  private async tellWhenInStep(commit: Commit): Promise<void> {
+    await commit.ready;
+    if (this.commit === commit && this.partsNow().ofGroup) {
+      this.context.emit('REPLICATION_COMMIT_READY', { node: this.nodeName });
+    }
+  }
+
+  // ------------------------------------------------------------ the rest
+
+  info(): ReplicationInfo {
+    const { graph } = this.services;
+    const { parts, commit } = this;
+    return {
+      node: this.nodeName,
+      mode: this.mode,
+      stage: this.current,
+      error: this.error?.message ?? null,
+      prepared: this.drained !== null,
+      'hidden-bytes': parts === null ? 0 : heldBytes(graph, parts.hidden),
+      'active-bytes': parts === null ? 0 : heldBytes(graph, parts.active),
+      commit: commit === null ? null : progressOf(commit),
+    };
+  }
+
+  private partsNow(): SecondaryParts {
+    if (this.parts === null) throw refusedInStage(this.nodeName, this.current);
+    return this.parts;
+  }
+
+  private move(event: StageEvent): void {
+    this.current = nextStage(this.nodeName, this.current, event);
+    this.access = stageAccess.secondary[this.current];
+    this.context.emit('REPLICATION_STAGE', { node: this.nodeName, mode: this.mode, stage: this.current });
+  }
+
+  private inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.lastTurn.then(work);
+    this.lastTurn = turn.catch(() => undefined);
+    return turn;
+  }
+}
+
+function progressOf(commit: Commit): Record<string, unknown> {
+  const info = commit.job.info();
+  return {
+    status: commit.inStep ? 'ready' : 'running',
+    'current-progress': info['current-progress'],
+    'total-progress': info['total-progress'],
+  };
+}

@@ -1,0 +1,290 @@
+/**
+ * A commit: copies what the overlays of a chain hold into the base below them, while I/O goes on, and then puts the base
+ * in the place of the chain (QEMU: qapi/block-core.json, block-commit).
+ *
+ *     parents -> commit-top -> top -> ... -> base             job reads the top, writes the base
+ *     parents -> base                                          after the pivot
+ *
+ * Invariant: what is written meanwhile reaches the top and, where the base is up to date, the base (`CommitWrites`). The
+ * base is durable before it takes the place of the chain. The overlays keep their content.
+ */
+import { allocationRun, backingOf, overlaysAbove } from '../block/chain.ts';
+import { allPermissions, permissionBits } from '../block/child.ts';
+import { type CommitTap, CommitWrites } from '../block/commit-writes.ts';
+import type { Drained, Graph, RootUse } from '../block/graph-view.ts';
+import type { BlockNode } from '../block/node.ts';
+import { BlockError } from '../util/errors.ts';
+import { deferred } from '../util/later.ts';
+import { CopyLoop } from './copy-loop.ts';
+import type { Job, JobBody, JobControl, JobManager, JobOutcome, OnError } from './job.ts';
+
+/** Arguments of `block-commit`, with QMP spelling. */
+export interface BlockCommitArguments {
+  readonly 'job-id'?: string | undefined;
+  readonly device: string;
+  readonly 'base-node'?: string | undefined;
+  readonly 'top-node'?: string | undefined;
+  readonly speed?: number | undefined;
+  readonly 'on-error'?: OnError | undefined;
+  readonly 'filter-node-name'?: string | undefined;
+  readonly 'auto-finalize'?: boolean | undefined;
+  readonly 'auto-dismiss'?: boolean | undefined;
+}
+
+/** bytes; the blocks of our overlays */
+const granularity = 4096;
+
+/** A commit as the code that started it sees it. */
+export interface Commit {
+  readonly job: Job;
+  /** Every write is in the base as well, from now on until the end; the last step may be made. */
+  readonly inStep: boolean;
+  /** Resolves when it is in step for the first time; never if it ends before, or completes unasked. */
+  readonly ready: Promise<void>;
+  /** Holds the users of the chain and makes the base durable: the chain may be emptied until the users go on. */
+  prepareEnd(): Promise<Drained>;
+}
+
+export interface CommitHow {
+  readonly jobId: string;
+  /** the overlay whose place the base takes */
+  readonly top: string;
+  readonly base: string;
+  readonly filterName: string;
+  /** `asked`: it is ready at some time and completes when told; `unasked`: by itself */
+  readonly completes: 'asked' | 'unasked';
+  readonly speed?: number | undefined;
+  readonly onError?: OnError | undefined;
+  readonly autoFinalize?: boolean | undefined;
+  readonly autoDismiss?: boolean | undefined;
+  readonly internal?: boolean;
+}
+
+/** Starts the job; it goes on by itself. @throws BlockError, and nothing has changed then */
+export async function startCommit(graph: Graph, jobs: JobManager, how: CommitHow): Promise<Commit> {
+  const body = new CommitBody(graph, how);
+  const job = jobs.create({
+    id: how.jobId,
+    type: 'commit',
+    body,
+    speed: how.speed,
+    autoFinalize: how.autoFinalize,
+    autoDismiss: how.autoDismiss,
+    internal: how.internal ?? false,
+  });
+  try {
+    await body.open(job);
+  } catch (error) {
+    job.forget();
+    throw error;
+  }
+  job.start();
+  return {
+    job,
+    get inStep(): boolean {
+      return job.status === 'ready' && body.inStep;
+    },
+    ready: body.ready.promise,
+    prepareEnd: () => body.prepareEnd(),
+  };
+}
+
+/** `block-commit`. A commit of what nobody writes to completes unasked, as QEMU's does. */
+export async function startBlockCommit(graph: Graph, jobs: JobManager, args: BlockCommitArguments): Promise<void> {
+  const { device } = args;
+  const top = args['top-node'] ?? topOf(graph, device);
+  const base = args['base-node'] ?? bottomOf(graph, top);
+  overlaysAbove(graph, device, top);
+  graph.blockers.check(device, 'commit-source');
+  graph.blockers.check(top, 'commit-source');
+  graph.blockers.check(base, 'commit-target');
+  const jobId = args['job-id'] ?? device;
+  const isActive = top === topOf(graph, device);
+  await startCommit(graph, jobs, {
+    jobId,
+    top,
+    base,
+    filterName: args['filter-node-name'] ?? `commit-top-${jobId}`.slice(0, 255),
+    completes: isActive ? 'asked' : 'unasked',
+    speed: args.speed,
+    onError: args['on-error'],
+    autoFinalize: args['auto-finalize'],
+    autoDismiss: args['auto-dismiss'],
+  });
+}
+
+/** The overlay at or below a device whose place the base would take: filters above it stay. */
+function topOf(graph: Graph, device: string): string {
+  for (let info = graph.find(device); ; ) {
+    const below = info.isFilter ? info.children.find(({ role }) => role === 'filtered') : undefined;
+    if (below === undefined) return info.nodeName;
+    info = graph.find(below.nodeName);
+  }
+}
+
+function bottomOf(graph: Graph, top: string): string {
+  let bottom = top;
+  for (let below = backingOf(graph, top); below !== null; below = backingOf(graph, bottom)) bottom = below.nodeName;
+  if (bottom === top) throw new BlockError('invalid-option', `node '${top}' has no backing to commit into`);
+  return bottom;
+}
+
+class CommitBody implements JobBody {
+  readonly ready = deferred();
+  private readonly graph: Graph;
+  private readonly how: CommitHow;
+  private readonly overlays: readonly BlockNode[];
+  private source: RootUse | null = null;
+  private base: RootUse | null = null;
+  private writes: CommitWrites | null = null;
+  private loop: CopyLoop | null = null;
+  private filterStands = false;
+  private pivoted = false;
+
+  constructor(graph: Graph, how: CommitHow) {
+    const { top, base } = how;
+    this.graph = graph;
+    this.how = how;
+    const overlays = overlaysAbove(graph, top, base);
+    if (overlays.length === 0) throw new BlockError('invalid-option', `'${top}' is the base itself`);
+    const above = graph.find(top).node.length;
+    const below = graph.find(base).node.length;
+    if (above !== below) {
+      throw new BlockError('invalid-option', `'${top}' has ${above} bytes, its base '${base}' has ${below}`);
+    }
+    this.overlays = overlays.map(({ node }) => node);
+  }
+
+  get inStep(): boolean {
+    return this.writes?.inStep === true;
+  }
+
+  /** Takes the nodes and puts the filter above the top. Takes everything back if it fails. */
+  async open(control: JobControl): Promise<void> {
+    const { graph, how } = this;
+    const { top, base, filterName } = how;
+    const { 'consistent-read': read, write, resize, 'write-unchanged': unchanged } = permissionBits;
+    const writes = new CommitWrites(
+      graph.find(top).node.length,
+      granularity,
+      () => this.held(this.base),
+      () => control.wake(),
+    );
+    this.writes = writes;
+    this.loop = new CopyLoop({
+      source: () => this.held(this.source),
+      target: writes,
+      clock: graph.host.clock,
+      control,
+      onSourceError: how.onError ?? 'report',
+      onTargetError: how.onError ?? 'report',
+    });
+    const parent = this.loop.parent(`job "${how.jobId}"`);
+    try {
+      this.base = await graph.use(base, parent, { needs: read | write, shares: read | write | unchanged });
+      const { readOnly } = graph.find(top);
+      const filter = await graph.add({
+        driver: 'commit-top',
+        'node-name': filterName,
+        file: top,
+        'read-only': readOnly,
+        discard: 'unmap',
+      });
+      this.filterStands = true;
+      (filter.node as unknown as CommitTap).follow(writes);
+      await graph.insertAbove(top, filterName);
+      this.source = await graph.use(top, parent, { needs: read, shares: allPermissions & ~resize });
+    } catch (error) {
+      await this.clean('failed').catch(() => undefined);
+      throw error;
+    }
+  }
+
+  async run(control: JobControl): Promise<void> {
+    await this.markAllocated(control);
+    await this.loop?.run();
+    this.checkBase();
+    if (this.how.completes === 'unasked') return;
+    control.becomeReady();
+    this.ready.resolve();
+    while (control.ending === null) {
+      await control.wait();
+      await control.pausePoint();
+      this.checkBase();
+    }
+  }
+
+  /** The pivot: whoever used the top uses the base from now on. */
+  async prepare(ending: 'complete' | 'leave' | null): Promise<void> {
+    if (ending === 'leave') return;
+    const drained = await this.prepareEnd();
+    try {
+      // Our own use would stand in the way of what the parents need.
+      await this.base?.release();
+      this.base = null;
+      await this.graph.replace(this.how.filterName, this.how.base);
+      this.pivoted = true;
+    } finally {
+      drained.end();
+    }
+  }
+
+  async prepareEnd(): Promise<Drained> {
+    const drained = await this.graph.drain(this.how.filterName);
+    try {
+      this.checkBase();
+      if (!this.inStep) throw new BlockError('wrong-state', `job '${this.how.jobId}' has not copied everything yet`);
+      await this.held(this.base).flush();
+      return drained;
+    } catch (error) {
+      drained.end();
+      throw error;
+    }
+  }
+
+  /** Takes the filter out and gives the nodes back, whatever went before; the first failure is thrown at the end. */
+  async clean(_outcome: JobOutcome): Promise<void> {
+    const { graph, how } = this;
+    const steps: (() => Promise<void>)[] = [];
+    if (this.filterStands) {
+      if (!this.pivoted) steps.push(() => graph.replace(how.filterName, how.top));
+      steps.push(() => graph.remove(how.filterName));
+    }
+    steps.push(async () => await this.source?.release());
+    steps.push(async () => await this.base?.release());
+    this.filterStands = false;
+    let first: unknown;
+    for (const step of steps) {
+      try {
+        await step();
+      } catch (error) {
+        first ??= error;
+      }
+    }
+    this.source = null;
+    this.base = null;
+    if (first !== undefined) throw first;
+  }
+
+  private checkBase(): void {
+    const failure = this.writes?.failure ?? null;
+    if (failure !== null) throw failure;
+  }
+
+  private held(use: RootUse | null): BlockNode {
+    if (use === null) throw new BlockError('wrong-state', `job '${this.how.jobId}' has given its nodes back`);
+    return use.node;
+  }
+
+  /** What is in an overlay has to be copied. Writes that come meanwhile go to both, or are copied once more. */
+  private async markAllocated(control: JobControl): Promise<void> {
+    const { dirty } = this.writes ?? {};
+    if (dirty === undefined) return;
+    for (let at = 0; at < dirty.length; ) {
+      await control.pausePoint();
+      const { length, allocated } = await allocationRun(this.overlays, at, dirty.length - at);
+      if (allocated) dirty.mark(at, length);
+      at += length;
+    }
+  }
+}
