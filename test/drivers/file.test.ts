@@ -5,6 +5,8 @@ import { type TestContext, test } from 'node:test';
 import { writeFlags } from '../../src/block/node.ts';
 import { blockStatusOf } from '../../src/block/status.ts';
 import { SyncQueue } from '../../src/drivers/file-sync.ts';
+import { createHost } from '../../src/host/index.ts';
+import { NodeFiles } from '../../src/host/node-files.ts';
 import { parent, testGraph, writer } from '../block/fixture.ts';
 import { World } from '../sim/world.ts';
 import { cleanup } from '../support/cleanup.ts';
@@ -166,5 +168,34 @@ test('requests that the page cache answers are answered at once', async (t) => {
   const block = new Uint8Array(4096);
   assert.equal(node.write(0, block, 0), undefined);
   assert.equal(node.read(0, block), undefined);
+  await graph.close();
+});
+
+test('without system calls an image has no locks and no holes, and says so', async (t) => {
+  const filename = await image(t);
+  const { graph } = testGraph({ ...createHost(), files: new NodeFiles(null) });
+  const options = { driver: 'file', 'node-name': 'f', filename, discard: 'unmap' };
+  await assert.rejects(graph.add({ ...options, locking: 'on' }), { code: 'not-supported', message: /no byte locks/ });
+  await assert.rejects(graph.add({ ...options, cache: { direct: true } }), { code: 'not-supported' });
+  await graph.add(options);
+  const { node } = graph.find('f');
+  assert.equal(node.info?.().locks, 'unlocked');
+  await node.write(0, new Uint8Array(size).fill(7), 0);
+  await node.discard(0, 4096);
+  await node.writeZeroes(8192, 4096, 0);
+  await assert.rejects(async () => await node.writeZeroes(0, 4096, writeFlags.fastZero), { code: 'not-supported' });
+  assert.deepEqual(await node.blockStatus(0, size), [{ length: size, zero: false, allocated: true }]);
+  const found = new Uint8Array(16_384);
+  await node.read(0, found);
+  assert.deepEqual([found[0], found[8191], found[8192], found[12_287], found[12_288]], [7, 7, 0, 0, 7]);
+  await graph.close();
+});
+
+test('aio=native wants cache.direct=on, as in QEMU', async (t) => {
+  const filename = await image(t);
+  const { graph } = testGraph();
+  const options = { driver: 'file', 'node-name': 'f', filename, aio: 'native' };
+  await assert.rejects(graph.add(options), { code: 'invalid-option', message: /aio: native needs cache.direct=on/ });
+  await graph.add({ ...options, cache: { direct: true } });
   await graph.close();
 });
