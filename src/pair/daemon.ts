@@ -191,6 +191,7 @@ export class PairDaemon implements QmpTarget {
     const given = { wallMs: this.#host.clock.wall(), id: toHex(this.#host.random.bytes(8)) };
     const { state, plan, now } = decide(before, event, given);
     this.#state = state;
+    if (isInSync(state)) this.#link.succeeded();
     if (before.phase !== state.phase) {
       const why = 'reason' in event ? `: ${event.reason}` : 'error' in event ? `: ${event.error}` : '';
       this.#log({ level: 'info', message: `${before.phase} -> ${state.phase}${why}`, event: event.type });

@@ -76,6 +76,11 @@ export class PeerLink {
     return this.#listener.address;
   }
 
+  /** What this connection was for has come about: if it is lost, the first try to dial again comes soon. */
+  succeeded(): void {
+    this.#failures = 0;
+  }
+
   /** False: there is no connection that counts. */
   send(message: Message): boolean {
     if (this.#current === null) return false;
@@ -135,9 +140,7 @@ export class PeerLink {
     const connection = new Connection(this.#host, stream, this.#options, {
       hello: (theirs) => this.#onHello(connection, hello, sequence, theirs),
       message: (message) => {
-        if (connection !== this.#current) return;
-        this.#failures = 0;
-        this.#handlers.onMessage(message);
+        if (connection === this.#current) this.#handlers.onMessage(message);
       },
       inSync: () => this.#handlers.inSync(),
       ended: (reason, strange) => this.#onEnded(connection, reason, strange),

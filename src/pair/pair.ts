@@ -90,10 +90,23 @@ function settlePending(before: PairState, decision: Decision): Decision {
     const now = [...(decision.now ?? []), answer('switch', null, `${state.self.peer} is primary`)];
     return { ...decision, state: { ...state, pending: null }, now };
   }
-  if (state.phase !== 'going-alone' && state.phase !== 'stopping') return decision;
-  const failed = answered(state, state.error ?? 'the link was lost before anything was handed over');
+  if (!notHandedOver.has(state.phase)) return decision;
+  const failed = answered(
+    state,
+    state.error ?? 'nothing was handed over: the link was lost, or the other side refused',
+  );
   return { ...decision, state: failed.state, now: [...(decision.now ?? []), ...(failed.now ?? [])] };
 }
+
+/** Phases in which this side is, or will be, the one that serves after all. */
+const notHandedOver: ReadonlySet<Phase> = new Set([
+  'going-alone',
+  'alone',
+  'waiting',
+  'joining',
+  'in-step',
+  'stopping',
+] satisfies Phase[]);
 
 /** The table as text cells, for the docs and for tests: phase, event, next phase, what is done. */
 export function transitionTable(): { phase: Phase; event: EventKey; to: string; does: string }[] {

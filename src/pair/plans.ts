@@ -213,6 +213,8 @@ export function handOver(state: PairState, given: Given): Decision {
     plan: plan(
       'hand-over',
       { do: 'flush-remote', proven: true },
+      // The proof is about both disks: what only our own system's memory holds may be lost with its power.
+      { do: 'flush-own' },
       { do: 'save-clean-stop', proof, change: { handingOver: offer } },
       { do: 'set-mode', mode: 'held' },
       { do: 'detach' },

@@ -171,7 +171,14 @@ export const primaryRows: readonly Row[] = [
   })),
 
   // ---- the link is lost
-  row(['waiting', 'handing-over', 'alone', 'going-alone', 'demoting'], 'link-lost', 'the same', 'no session', stay),
+  row(['waiting', 'alone', 'going-alone', 'demoting'], 'link-lost', 'the same', 'no session', stay),
+  row(
+    'handing-over',
+    'link-lost',
+    'handing-over',
+    'what became of the offer is known when the other side answers again',
+    (state) => answered(state, `the link was lost while handing over: ${state.self.peer} may have taken it or not`),
+  ),
   row(
     unshared,
     ['link-lost', 'replication-down'],

@@ -131,7 +131,14 @@ export const secondaryRows: readonly Row[] = [
   row('detaching', ['done reopen', 'failed reopen'], 'detached', 'waits for the primary', (state) =>
     answered({ ...state, phase: 'detached' }, state.error ?? 'the disks failed'),
   ),
-  row(['detached', 'detaching', 'promoting'], 'link-lost', 'the same', 'no session', stay),
+  row(['detaching', 'promoting'], 'link-lost', 'the same', 'no session', stay),
+  row(
+    'detached',
+    'link-lost',
+    'detached | promoting',
+    'a forced failover need not wait for a primary that is gone',
+    (state, _, given) => (state.pending === 'failover' ? promote(state, given, null) : stay(state)),
+  ),
 
   // ---- it becomes primary (pair.md 14, 15)
   row(

@@ -234,7 +234,14 @@ test('pair 15: handing over: users gone, both flushed, durable, disconnected, th
   });
   assert.deepEqual(steps(away), ['refuse-users', 'begin-close-exports']);
   const decision = on(away.state, { type: 'exports-closed' });
-  assert.deepEqual(steps(decision), ['flush-remote', 'save-clean-stop', 'mode held', 'detach', 'send hand-over']);
+  assert.deepEqual(steps(decision), [
+    'flush-remote',
+    'flush-own',
+    'save-clean-stop',
+    'mode held',
+    'detach',
+    'send hand-over',
+  ]);
 });
 
 test('pair 15: found handing over: serves after a refusal only, and is the target of whoever took it', () => {
@@ -285,6 +292,7 @@ test('pair 18: a clean stop in step: users gone, flushed, let go, bitmaps and ma
     'flush-remote',
     'mode held',
     'detach',
+    'flush-own',
     'save-clean-stop',
     'send goodbye',
     'await-goodbye',

@@ -477,3 +477,24 @@ test('pair 15: a switchover loses not even what was answered and never flushed',
     }
   }
 });
+
+test('pair 12, 18: what the proof of a clean stop rests on is durable on both sides', async () => {
+  for (const alone of [false, true]) {
+    const pair = await paired(alone ? 42 : 41);
+    const user = await pair.connect('alpha');
+    for (let block = 0; block < 10; block++) await pair.world.complete(user.write(block));
+    if (alone) {
+      await pair.world.runFor(1000);
+      pair.kill('beta');
+      await pair.until(() => pair.phase('alpha') === 'alone');
+    }
+    await pair.stop('alpha');
+    pair.powerCut('alpha', { loseUnsynced: true });
+    if (pair.world.isAlive('beta')) pair.kill('beta');
+    await pair.start('alpha');
+    await pair.start('beta');
+    await pair.inStep();
+    pair.assertEqual();
+    await verify(pair, 'alpha');
+  }
+});
