@@ -110,7 +110,7 @@ export interface HostFile {
 export interface FileIo {
   /** they are made on threads, because the file turned out slow or was opened so; else at once */
   readonly onThreads: boolean;
-  /** for how long the oldest call on a thread has been under way, milliseconds; 0: there is none */
+  /** for how long its oldest call on a thread, syncs included, has been under way, milliseconds; 0: there is none */
   readonly oldestMs: number;
 }
 

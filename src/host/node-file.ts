@@ -29,6 +29,8 @@ import {
 
 /** A hole or zeroes of more than this is not made at once: freeing it may take long. */
 const quickHoleMax = 64 * 1024 * 1024;
+/** What a smaller one takes of its own, milliseconds. */
+const quickHoleMs = 1;
 
 /** What `NodeFiles` found out when it opened the file. */
 export interface OpenedFile {
@@ -55,7 +57,8 @@ export class NodeFile implements HostFile {
   readonly #pace = new Pace();
   readonly #alwaysThreads: boolean;
   readonly #threads: FileThreads;
-  readonly #syncs = new Set<Promise<void>>();
+  /** those under way, the oldest first, and when they began */
+  readonly #syncs = new Map<Promise<void>, number>();
   /** -1 once closed: the system may give the number to another file, which must not be written by mistake. */
   #fd: number;
 
@@ -73,7 +76,7 @@ export class NodeFile implements HostFile {
     if (opened.direct && calls === null) throw noDirect(path, 'koffi has no binary for this machine');
     this.#direct =
       opened.direct && calls !== null
-        ? new DirectIo(handle.fd, kind === 'block' ? this.blockLength : null, this.#threads, calls)
+        ? new DirectIo(handle, kind === 'block' ? this.blockLength : null, this.#threads, calls)
         : null;
     this.#alwaysThreads = opened.direct || opened.threads;
     this.#pace.slow = this.#alwaysThreads;
@@ -81,7 +84,9 @@ export class NodeFile implements HostFile {
   }
 
   get io(): FileIo {
-    return { onThreads: this.#pace.slow, oldestMs: this.#threads.oldestMs };
+    const now = performance.now();
+    const [sync = now] = this.#syncs.values();
+    return { onThreads: this.#pace.slow, oldestMs: Math.max(this.#threads.oldestMs, now - sync) };
   }
 
   size(): number {
@@ -141,13 +146,14 @@ export class NodeFile implements HostFile {
         else reject(this.#wrap('sync', error));
       });
     });
-    this.#syncs.add(sync);
+    this.#syncs.set(sync, performance.now());
     return sync;
   }
 
   async truncate(size: number): Promise<void> {
     try {
       if (this.#fd < 0) throw this.#wrap('truncate', undefined);
+      this.#direct?.forgetSize();
       await this.#handle.truncate(size);
     } catch (error) {
       throw this.#wrap('truncate', error);
@@ -178,7 +184,7 @@ export class NodeFile implements HostFile {
   async close(): Promise<void> {
     if (this.#fd < 0) return;
     this.#fd = -1;
-    await Promise.allSettled([...this.#syncs, this.#threads.settled()]);
+    await Promise.allSettled([...this.#syncs.keys(), this.#threads.settled()]);
     await this.#handle.close().catch((error: unknown) => {
       throw toBlockError(error, `close ${this.path}`);
     });
@@ -255,7 +261,10 @@ export class NodeFile implements HostFile {
     if (this.#fd >= 0 && (this.#pace.slow || this.kind === 'block' || length > quickHoleMax)) {
       return this.#changeOnThread(doing, call, calls);
     }
-    return this.#do(doing, () => calls.now(call));
+    const began = performance.now();
+    const done = this.#do(doing, () => calls.now(call));
+    this.#pace.took(Math.max(0, performance.now() - began - quickHoleMs), 0);
+    return done;
   }
 
   async #changeOnThread(doing: string, call: SystemCall<boolean>, calls: SystemCalls): Promise<boolean> {
