@@ -1,13 +1,14 @@
 /**
- * The bytes of a record log (docs/record-log.md draws them): records and the superblock. Pure: bytes in, values out.
+ * The bytes of a record of a record log (docs/record-log.md draws them). Pure: bytes in, values out.
  *
- * A record is a header of 72 bytes and its payload, all integers big-endian:
+ * A record is a header of 80 bytes and its payload, all integers big-endian:
  *
  *     0 magic u32 | 4 kind u32 | 8 sequence u64 | 16 epoch u64 | 24 offset u64 | 32 length u64 | 40 syncedTo u64
- *     48 payload bytes u32 | 52 zero u32 | 56 checksum u64 | 64 chain u64 | 72 payload
+ *     48 payload bytes u32 | 52 zero u32 | 56 header check u64 | 64 checksum u64 | 72 chain u64 | 80 payload
  *
- * `checksum` is over bytes 0..56 and the payload, seeded by the life's salt: a record of another life does not hold.
- * `chain` is over `checksum`, seeded by the chain of the record before it (the first: by the salt).
+ * `header check` is over bytes 0..56, seeded by the life's salt: a header of another life does not hold.
+ * `checksum` is over the payload, seeded by the header check.
+ * `chain` is over the checksum, seeded by the chain of the record before it (the first: by the salt).
  */
 import xxhash, { type XXHashAPI } from 'xxhash-wasm';
 import { getU64, putU64, viewOf } from '../util/bytes.ts';
@@ -22,15 +23,25 @@ export function loadHash64(): Promise<Hash64> {
   return loaded;
 }
 
+/** bytes that a torn write may damage together */
+export const physicalBlockBytes = 4096;
+
+/** The start of the physical block at or after a position. */
+export function alignUp(position: number): number {
+  return Math.ceil(position / physicalBlockBytes) * physicalBlockBytes;
+}
+
 export const recordKinds = { data: 1, zero: 2, seal: 3 } as const;
 export type RecordKind = (typeof recordKinds)[keyof typeof recordKinds];
 
-export const recordHeaderBytes = 72;
+export const recordHeaderBytes = 80;
 /** bytes of one record's payload; longer writes become several records */
 export const recordPayloadBytesMax = 1024 * 1024;
 /** `BSrl` */
 export const recordMagic = 0x4253_726c;
-const checkedHeaderBytes = 56;
+const headerCheckAt = 56;
+const checksumAt = 64;
+const chainAt = 72;
 
 export interface RecordHeader {
   kind: RecordKind;
@@ -46,17 +57,17 @@ export interface RecordHeader {
 }
 
 /**
- * Writes the header for `payload`, which already stands in `into` behind it, and returns the record's chain value.
- * @param into header and payload, exactly
+ * Writes the header for the payload, which already stands in `record` behind it, and returns the record's chain value.
+ * @param record header and payload, exactly
  */
 export function encodeRecord(
   hash: Hash64,
-  into: Uint8Array,
+  record: Uint8Array,
   header: RecordHeader,
   salt: bigint,
   previousChain: bigint,
 ): bigint {
-  const view = viewOf(into);
+  const view = viewOf(record);
   view.setUint32(0, recordMagic);
   view.setUint32(4, header.kind);
   putU64(view, 8, header.sequence);
@@ -66,25 +77,22 @@ export function encodeRecord(
   putU64(view, 40, header.syncedTo);
   view.setUint32(48, header.payloadBytes);
   view.setUint32(52, 0);
-  const checksum = checksumOf(hash, into, salt);
-  view.setBigUint64(56, checksum);
-  const chain = hash(into.subarray(56, 64), previousChain);
-  view.setBigUint64(64, chain);
+  const headerCheck = hash(record.subarray(0, headerCheckAt), salt);
+  view.setBigUint64(headerCheckAt, headerCheck);
+  view.setBigUint64(checksumAt, hash(record.subarray(recordHeaderBytes), headerCheck));
+  const chain = hash(record.subarray(checksumAt, chainAt), previousChain);
+  view.setBigUint64(chainAt, chain);
   return chain;
 }
 
-function checksumOf(hash: Hash64, record: Uint8Array, salt: bigint): bigint {
-  return hash(record.subarray(recordHeaderBytes), hash(record.subarray(0, checkedHeaderBytes), salt));
-}
-
-/** The header at the start of `bytes`, or null where there is no plausible one. Its checksums are not looked at. */
-export function decodeHeader(bytes: Uint8Array): RecordHeader | null {
+/** The header at the start of `bytes`, or null where there is none that was written in the life of `salt`. */
+export function decodeHeader(hash: Hash64, bytes: Uint8Array, salt: bigint): RecordHeader | null {
   if (bytes.length < recordHeaderBytes) return null;
   const view = viewOf(bytes);
   if (view.getUint32(0) !== recordMagic) return null;
+  if (view.getBigUint64(headerCheckAt) !== hash(bytes.subarray(0, headerCheckAt), salt)) return null;
   const kind = view.getUint32(4);
   if (kind !== recordKinds.data && kind !== recordKinds.zero && kind !== recordKinds.seal) return null;
-  const payloadBytes = view.getUint32(48);
   const header = {
     kind,
     sequence: getU64(view, 8),
@@ -92,20 +100,20 @@ export function decodeHeader(bytes: Uint8Array): RecordHeader | null {
     offset: getU64(view, 24),
     length: getU64(view, 32),
     syncedTo: getU64(view, 40),
-    payloadBytes,
+    payloadBytes: view.getUint32(48),
   };
-  if (payloadBytes > recordPayloadBytesMax || view.getUint32(52) !== 0) return null;
-  if (!Object.values(header).every(Number.isSafeInteger)) return null;
+  if (header.payloadBytes > recordPayloadBytesMax || !Object.values(header).every(Number.isSafeInteger)) return null;
   return header;
 }
 
-/** The record's own checksum holds in the life of `salt`. `record` is header and payload, exactly. */
-export function checksumHolds(hash: Hash64, record: Uint8Array, salt: bigint): boolean {
-  return viewOf(record).getBigUint64(56) === checksumOf(hash, record, salt);
-}
-
-/** The chain value of a record, or null if it does not follow `previousChain`. Its own checksum must have been checked. */
+/**
+ * The chain value of a whole record whose header holds, or null if its payload is not what was written, or if it does
+ * not follow `previousChain`.
+ */
 export function chainAfter(hash: Hash64, record: Uint8Array, previousChain: bigint): bigint | null {
-  const chain = hash(record.subarray(56, 64), previousChain);
-  return viewOf(record).getBigUint64(64) === chain ? chain : null;
+  const view = viewOf(record);
+  const checksum = hash(record.subarray(recordHeaderBytes), view.getBigUint64(headerCheckAt));
+  if (view.getBigUint64(checksumAt) !== checksum) return null;
+  const chain = hash(record.subarray(checksumAt, chainAt), previousChain);
+  return view.getBigUint64(chainAt) === chain ? chain : null;
 }

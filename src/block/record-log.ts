@@ -2,44 +2,45 @@
  * The record log: append-only records in a file, and a superblock that says which of them count (record-log.md).
  *
  * One module for two users (`shadow`, `journal`): it knows records, lives, syncs and damage; what a record means, and the
- * index over the records, is the user's. Invariants:
+ * index over the records, is the user's.
+ *
+ *     | superblock | superblock | life 3 (ended) | free | life 5: record record record -> | free ...
+ *
+ * A *life* is a stretch of the file with a salt of its own. An opening that appends begins one; so does whoever wants the
+ * space of old records back: no life is ever written over, its space is free once the superblock does not list it any
+ * more and nobody reads there. Invariants:
  * - a record counts only if it chains, from the salt of a life in the superblock, through every record before it;
+ * - a life that has ended is durable before the superblock says so (or the log syncs nothing at all);
  * - the first record after a sync stands in a physical block that no synced byte is in;
  * - after a failed append or sync nothing is appended and no sync succeeds, until the log was opened anew.
  */
 import type { HostRandom } from '../host/host.ts';
+import { viewOf } from '../util/bytes.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Done } from '../util/later.ts';
 import {
+  alignUp,
   encodeRecord,
   type Hash64,
   loadHash64,
+  type RecordHeader,
   type RecordKind,
   recordHeaderBytes,
+  recordKinds,
   recordPayloadBytesMax,
 } from './record-format.ts';
-import { type RecordVisitor, scanLives } from './record-scan.ts';
+import { type RecordVisitor, type Scanned, scanLives } from './record-scan.ts';
+import { type LogFile, LogSpace } from './record-space.ts';
 import {
-  decodeSuperblock,
   encodeSuperblock,
+  type Life,
   livesMax,
+  readSuperblock,
   type Superblock,
   superblockAreaBytes,
-  superblockBytes,
+  superblockPosition,
 } from './record-superblock.ts';
-
-/** bytes that a torn write may damage together */
-export const physicalBlockBytes = 4096;
-
-/** What a log is kept in: a `file` node, in effect. */
-export interface LogFile {
-  readonly length: number;
-  read(offset: number, into: Uint8Array): Done;
-  write(offset: number, from: Uint8Array): Done;
-  flush(): Done;
-  /** Makes it at least `length` bytes long; what is new reads as zeroes. */
-  grow(length: number): Promise<void>;
-}
+import { LogSync } from './record-sync.ts';
 
 export interface RecordLogOptions {
   /** for messages: the path or node name */
@@ -49,36 +50,59 @@ export interface RecordLogOptions {
   readonly generation: string;
   /** what tells one boot of the host from the next */
   readonly bootId: string;
-  /** false: nothing is synced but by `sync` (record-log.md 8) */
+  /** false: nothing is synced but by `sync`, and after another boot all is lost (record-log.md 8) */
   readonly durable: boolean;
   /** bytes by which the file is extended ahead of need */
   readonly growBytes: number;
+  /** what the log's user keeps in the superblock of a new log */
+  readonly user: Superblock['user'];
 }
 
-const align = (position: number): number => Math.ceil(position / physicalBlockBytes) * physicalBlockBytes;
+interface Range {
+  readonly start: number;
+  readonly end: number;
+}
+
+/** What the log's user makes of what is found: told what it kept in the superblock, before the records. */
+export type RecordReader = (user: Superblock['user']) => RecordVisitor;
 
 export class RecordLog {
   /** The position of the payload of the last record appended, in bytes of the file. */
   appendedAt = 0;
   /** The first error of an append or a sync; it sticks. */
   failed: BlockError | null = null;
+  /** Why records that should be there are not, or may not be; nothing is appended until all are dropped. */
+  lost: string | null = null;
 
   private readonly file: LogFile;
   private readonly hash: Hash64;
   private readonly options: RecordLogOptions;
   private readonly random: HostRandom;
-  private superblockNow: Superblock;
-  private salt = 0n;
-  private chain = 0n;
-  private sequence: number;
-  private syncedTo: number;
-  private tail: number;
-  private scratch: Uint8Array | null = null;
-  private readonly pending = new Set<Promise<void>>();
-  private growing: Promise<void> | null = null;
-  private syncRunning: Promise<void> | null = null;
-  private syncWaiting: Promise<void> | null = null;
+  private readonly space: LogSpace;
+  private readonly syncs: LogSync;
+  private superblock: Superblock;
+  /** of the superblock as it is written next */
+  private clean: boolean;
+  /** this opening has changed the file */
+  private changed = false;
   private superblockWriting: Promise<void> = Promise.resolve();
+  /** the lives that count; the last one is appended to while `appending` */
+  private lives: Life[];
+  private appending = false;
+  private salt = 0n;
+  private chain: bigint;
+  private tail: number;
+  /** the bytes of the file before which the present life must end */
+  private limit = 0;
+  /** the superblock that lists the present life is durable: its records may be written */
+  private gate: Promise<void> | null = null;
+  /** stretches of dropped lives that are still read */
+  private readonly dying = new Set<Range>();
+  private readonly reads = new Set<Promise<void>>();
+  /** what the lives before the last restart took: the file keeps room for as much again */
+  private droppedBytes = 0;
+  private scratch: Uint8Array | null = null;
+  private readonly header: RecordHeader;
 
   private constructor(
     file: LogFile,
@@ -86,64 +110,91 @@ export class RecordLog {
     random: HostRandom,
     options: RecordLogOptions,
     superblock: Superblock,
-    end: { sequence: number; position: number },
+    found: Scanned,
   ) {
     this.file = file;
     this.hash = hash;
     this.random = random;
     this.options = options;
-    this.superblockNow = superblock;
-    this.sequence = end.sequence;
-    this.syncedTo = superblock.syncedTo;
-    this.tail = end.position;
+    this.superblock = superblock;
+    this.clean = superblock.clean;
+    this.space = new LogSpace(file, options.growBytes);
+    this.syncs = new LogSync(
+      () => file.flush(),
+      (error) => this.fail(error, 'sync'),
+      superblock.syncedTo,
+    );
+    this.chain = found.chain;
+    this.tail = found.position;
+    const sequence = Math.max(found.sequence, found.durable);
+    this.header = {
+      kind: recordKinds.data,
+      sequence,
+      epoch: 0,
+      offset: 0,
+      length: 0,
+      syncedTo: 0,
+      payloadBytes: 0,
+    };
+    this.lives = endLast(superblock.lives, found.sequence, found.chain, found.position);
   }
 
   /**
-   * Opens a log for appending: reads what counts, ends the last life and begins one of its own, durably.
-   * A file without a superblock that is empty or reads as zeroes becomes a new log.
-   * @param visit is told each record that counts, in order; the position is its payload's
-   * @throws BlockError bad-image: not a log, of another volume or version, or damaged below what was known durable
+   * Opens a log and reads what counts. Nothing is written before the first append: an opening that appends then ends the
+   * last life and begins one of its own, durably. A file that is empty or reads as zeroes is a new log.
+   *
+   * Records that are missing though they were durable, and a log that synced nothing and is found after another boot,
+   * open as `lost`.
+   * @throws BlockError bad-image: not a log, or of another volume or version
    */
   static async open(
     file: LogFile,
     random: HostRandom,
     options: RecordLogOptions,
-    visit: RecordVisitor,
+    reader: RecordReader,
   ): Promise<RecordLog> {
+    const { where, volume, bootId } = options;
     const hash = await loadHash64();
-    const found = await readSuperblock(file, hash, options);
-    const superblock = found ?? freshSuperblock(options);
-    const end = await scanLives(file, hash, superblock, options.where, visit);
-    const log = new RecordLog(file, hash, random, options, superblock, end);
-    if (superblock.lives.length >= livesMax) {
-      throw new BlockError(
-        'bad-image',
-        `${options.where}: ${livesMax} openings since it was last emptied; empty it first`,
-      );
+    const superblock = (await readSuperblock(file, hash, where)) ?? freshSuperblock(options);
+    if (superblock.volume !== volume) {
+      throw new BlockError('bad-image', `${where}: belongs to volume "${superblock.volume}", not to "${volume}"`);
     }
-    const lives = superblock.lives.map((life, index) =>
-      index < superblock.lives.length - 1 || life.end !== null
-        ? life
-        : { ...life, end: { sequence: end.sequence, chain: hex(end.chain), position: end.position } },
-    );
-    await log.beginLife(lives, align(end.position));
+    const visit = reader(superblock.user);
+    if (!superblock.clean && superblock.bootId !== bootId) {
+      const log = new RecordLog(file, hash, random, options, superblock, endOf(superblock));
+      log.lost = 'the machine went down before it was closed, and it was opened with sync=false';
+      return log;
+    }
+    const found = await scanLives(file, hash, superblock, visit);
+    const log = new RecordLog(file, hash, random, options, superblock, found);
+    if (found.damaged) {
+      log.lost = `damaged: record ${found.sequence + 1} does not hold, though records up to ${found.durable} were durable`;
+    }
     return log;
   }
 
   /** What the log's user keeps in the superblock. */
   get user(): Superblock['user'] {
-    return this.superblockNow.user;
+    return this.superblock.user;
   }
 
   /** The sequence of the last record; 0: there is none. */
   get lastSequence(): number {
-    return this.sequence;
+    return this.header.sequence;
   }
 
-  /** Bytes of the file that hold, or held, records of the lives that count. */
+  /** Bytes of the file that hold records of the lives that count, whether they are still needed or not. */
   get usedBytes(): number {
-    return this.tail - superblockAreaBytes;
+    let bytes = this.appending ? this.tail - (this.lives.at(-1)?.start ?? 0) : 0;
+    for (const { start, end } of this.lives) if (end !== null) bytes += end.position - start;
+    return bytes;
   }
+
+  get lifeCount(): number {
+    return this.lives.length;
+  }
+
+  // ---------------------------------------------------------------- appending
 
   /**
    * Appends one record; `payload` is copied before this returns. `appendedAt` is then its payload's position.
@@ -151,94 +202,84 @@ export class RecordLog {
    */
   append(kind: RecordKind, epoch: number, offset: number, length: number, payload: Uint8Array): Done {
     if (this.failed !== null) throw this.failed;
+    if (this.lost !== null) throw this.lostError();
     if (payload.length > recordPayloadBytesMax) throw new BlockError('invalid-request', 'record payload too long');
     const size = recordHeaderBytes + payload.length;
+    if (!this.appending || this.tail + size > this.limit) this.beginLife(size);
     const position = this.tail;
-    const whole = this.takeScratch(size);
+    const record = this.takeScratch(size).subarray(0, size);
     // The one copy: header and payload leave in one write, and the caller has its bytes back.
-    whole.set(payload, recordHeaderBytes);
-    this.sequence += 1;
-    this.chain = encodeRecord(
-      this.hash,
-      whole.subarray(0, size),
-      {
-        kind,
-        sequence: this.sequence,
-        epoch,
-        offset,
-        length,
-        syncedTo: this.syncedTo,
-        payloadBytes: payload.length,
-      },
-      this.salt,
-      this.chain,
-    );
+    record.set(payload, recordHeaderBytes);
+    const { header } = this;
+    header.kind = kind;
+    header.sequence += 1;
+    header.epoch = epoch;
+    header.offset = offset;
+    header.length = length;
+    header.syncedTo = this.syncs.syncedTo;
+    header.payloadBytes = payload.length;
+    this.chain = encodeRecord(this.hash, record, header, this.salt, this.chain);
     this.tail = position + size;
     this.appendedAt = position + recordHeaderBytes;
-    return this.writeOut(position, whole, size);
+    return this.writeOut(position, record);
   }
 
   private takeScratch(size: number): Uint8Array {
-    const scratch = this.scratch;
-    if (scratch !== null && scratch.length >= size) return scratch;
-    this.scratch = new Uint8Array(Math.max(size, recordHeaderBytes + 65536));
+    if (this.scratch === null || this.scratch.length < size) {
+      this.scratch = new Uint8Array(Math.max(size, recordHeaderBytes + 65536));
+    }
     return this.scratch;
   }
 
-  private writeOut(position: number, whole: Uint8Array, size: number): Done {
-    const room = this.roomFor(position + size);
-    let done: Done;
-    try {
-      done = room === undefined ? this.file.write(position, whole.subarray(0, size)) : undefined;
-    } catch (error) {
-      throw this.fail(error, 'append');
+  private writeOut(position: number, record: Uint8Array): Done {
+    const room = this.space.need(position + record.length);
+    if (this.gate === null && room === undefined) {
+      let done: Done;
+      try {
+        done = this.file.write(position, record);
+      } catch (error) {
+        throw this.fail(error, 'append to');
+      }
+      if (done === undefined) return undefined;
+      return this.whenWritten(done);
     }
-    if (room === undefined && done === undefined) return undefined;
+    return this.whenWritten(
+      Promise.all([this.gate, room]).then(() => {
+        if (this.failed !== null) throw this.failed;
+        return this.file.write(position, record);
+      }),
+    );
+  }
+
+  private whenWritten(done: Promise<void>): Promise<void> {
     this.scratch = null; // it is being written; the next append takes another
-    const written = (
-      room === undefined ? Promise.resolve(done) : room.then(() => this.file.write(position, whole.subarray(0, size)))
-    ).then(
+    const written = done.then(
       () => {
         // An append that failed before this one was written leaves a gap that this one stands behind.
         if (this.failed !== null) throw this.failed;
       },
       (error: unknown) => {
-        throw this.fail(error, 'append');
+        throw this.fail(error, 'append to');
       },
     );
-    this.track(written);
+    this.syncs.track(written);
     return written;
   }
 
-  private track(written: Promise<void>): void {
-    this.pending.add(written);
-    const ended = (): void => {
-      this.pending.delete(written);
-    };
-    written.then(ended, ended);
-  }
-
-  /** Extends the file ahead of need; a promise only where the bytes up to `end` are not there yet. */
-  private roomFor(end: number): Done {
-    const { growBytes } = this.options;
-    if (end + growBytes / 2 > this.file.length && this.growing === null) {
-      const target = align(end) + growBytes;
-      this.growing = this.file.grow(target).finally(() => {
-        this.growing = null;
-      });
-      this.growing.catch((error: unknown) => this.fail(error, 'extend'));
-    }
-    if (end <= this.file.length) return undefined;
-    return (this.growing ?? Promise.resolve()).then(() => this.roomFor(end));
-  }
-
   private fail(error: unknown, doing: string): BlockError {
+    if (this.failed !== null) return this.failed;
     const cause = toBlockError(error, `${doing} ${this.options.where}`);
-    this.failed ??= new BlockError(cause.code, `${cause.message}; the log takes no more writes until it is reopened`, {
+    this.failed = new BlockError(cause.code, `${cause.message}; it takes no more writes until it is reopened`, {
       errno: cause.errno,
       cause,
     });
+    this.syncs.failed = this.failed;
     return this.failed;
+  }
+
+  /** The error of whoever needs what is lost. */
+  lostError(): BlockError {
+    return new BlockError('bad-image', `${this.options.where}: its content is lost: ${this.lost}`);
   }
 
   /**
@@ -247,142 +288,258 @@ export class RecordLog {
    */
   sync(): Done {
     if (this.failed !== null) throw this.failed;
-    if (this.syncWaiting !== null) return this.syncWaiting;
-    if (this.syncRunning === null) return this.beginSync();
-    const next = this.syncRunning.then(
-      () => this.beginSync(),
-      () => this.beginSync(),
-    );
-    this.syncWaiting = next;
-    return next;
+    if (this.syncs.syncedTo === this.header.sequence) return undefined;
+    return this.syncs.sync(() => {
+      this.tail = alignUp(this.tail);
+      return this.header.sequence;
+    });
   }
 
-  private beginSync(): Done {
-    this.syncWaiting = null;
-    if (this.failed !== null) throw this.failed;
-    const upTo = this.sequence;
-    this.tail = align(this.tail);
-    if (this.pending.size === 0) {
-      let done: Done;
-      try {
-        done = this.file.flush();
-      } catch (error) {
-        throw this.fail(error, 'sync');
-      }
-      if (done === undefined) {
-        this.syncedTo = upTo;
-        return undefined;
-      }
-      return this.runSync(done, upTo);
-    }
-    return this.runSync(
-      Promise.allSettled(this.pending).then(() => this.file.flush()),
-      upTo,
-    );
-  }
-
-  private runSync(done: Promise<void>, upTo: number): Promise<void> {
-    const running = done.then(
-      () => {
-        this.syncRunning = null;
-        if (this.failed !== null) throw this.failed;
-        this.syncedTo = Math.max(this.syncedTo, upTo);
-      },
-      (error: unknown) => {
-        this.syncRunning = null;
-        throw this.fail(error, 'sync');
-      },
-    );
-    this.syncRunning = running;
-    return running;
-  }
-
-  /** Fills `into` from a record's payload. */
+  /** Fills `into` from a record's payload. Until it is done, the place is not used for anything else. */
   read(position: number, into: Uint8Array): Done {
-    return this.file.read(position, into);
+    const done = this.file.read(position, into);
+    if (done === undefined) return undefined;
+    this.reads.add(done);
+    const ended = (): void => {
+      this.reads.delete(done);
+    };
+    done.then(ended, ended);
+    return done;
+  }
+
+  // ---------------------------------------------------------------- lives
+
+  /** Lives whose records are all superseded are dropped at the next change of the superblock. */
+  keepLivesOf(positions: Iterable<number>): void {
+    const kept = new Set<Life>();
+    for (const position of positions) {
+      const life = this.lives.find(({ start, end }) => position >= start && position < (end?.position ?? this.tail));
+      if (life !== undefined) kept.add(life);
+      if (kept.size === this.lives.length) return;
+    }
+    this.lives = this.lives.filter((life) => kept.has(life));
+    if (this.lives.length === 0) this.syncs.raise(this.header.sequence);
+  }
+
+  /** The next append begins a life of its own. What was appended so far can then be told from what follows (`retire`). */
+  endLife(): Stretch {
+    this.endAppending();
+    return new Stretch(this.lives);
+  }
+
+  /**
+   * Drops ended lives whose records are all superseded by later ones: durably, behind those.
+   * @param stretch what `endLife` returned
+   */
+  async retire(stretch: Stretch): Promise<void> {
+    await this.sync();
+    const dropped = this.lives.filter((life) => stretch.lives.includes(life));
+    this.lives = this.lives.filter((life) => !stretch.lives.includes(life));
+    const ranges = dropped.map((life) => this.keepForReaders(life));
+    await this.publish();
+    await this.forgetRanges(ranges);
+  }
+
+  /**
+   * Drops every record, without any I/O: what the user keeps elsewhere, durably, says that none counts any more. Their
+   * space is used anew from the next append on.
+   */
+  drop(): void {
+    this.endAppending();
+    this.droppedBytes = this.usedBytes;
+    // No record at or below this one is needed any more, and none gets its number again.
+    this.syncs.raise(this.header.sequence);
+    if (this.options.durable) this.clean = true;
+    // Whoever reads there still does so undisturbed.
+    if (this.reads.size > 0) void this.forgetRanges(this.lives.map((life) => this.keepForReaders(life)));
+    this.lives = [];
+    this.lost = null;
+  }
+
+  /** Drops every record and changes what the user keeps in the superblock, in one write. */
+  dropAll(user: Superblock['user']): Promise<void> {
+    this.drop();
+    return this.publish(user);
   }
 
   /** Changes what the user keeps in the superblock; durable when it resolves (unless the log is not `durable`). */
   setUser(user: Superblock['user']): Promise<void> {
-    return this.writeSuperblock({ user });
+    return this.publish(user);
   }
 
   /**
-   * Drops every record and begins again at the start of the file: its space is used anew. The caller has made sure that
-   * no record is read any more.
+   * The log, or what its content refers to, is about to be changed: from here on it is whole after another boot only if
+   * it is closed before (record-log.md 8). Durable when it is done; nothing to do where the log syncs what it must.
    */
-  async restart(user: Superblock['user']): Promise<void> {
-    await Promise.allSettled(this.pending);
-    await this.beginLife([], superblockAreaBytes, user);
+  markUnclean(): Done {
+    if (this.options.durable || !this.clean || this.lost !== null) return undefined;
+    this.clean = false;
+    return this.publish();
   }
 
-  private async beginLife(lives: Superblock['lives'], start: number, user?: Superblock['user']): Promise<void> {
-    const salt = hex(new DataView(this.random.bytes(8).slice().buffer).getBigUint64(0));
-    await this.writeSuperblock({
-      lives: [...lives, { salt, start, firstSequence: this.sequence + 1, end: null }],
-      ...(user === undefined ? {} : { user }),
-    });
-    this.salt = BigInt(`0x${salt}`);
+  private endAppending(): void {
+    if (!this.appending) return;
+    this.appending = false;
+    this.lives = endLast(this.lives, this.header.sequence, this.chain, this.tail);
+  }
+
+  private keepForReaders(life: Life): Range {
+    const range = { start: life.start, end: life.end?.position ?? this.tail };
+    this.dying.add(range);
+    return range;
+  }
+
+  private async forgetRanges(ranges: readonly Range[]): Promise<void> {
+    await Promise.allSettled([...this.reads]);
+    for (const range of ranges) this.dying.delete(range);
+  }
+
+  private beginLife(size: number): void {
+    if (this.lives.length >= livesMax) {
+      throw new BlockError(
+        'no-space',
+        `${this.options.where}: ${livesMax} lives: it must be emptied before it is used`,
+      );
+    }
+    this.endAppending();
+    const { start, end } = this.gap(Math.max(size, this.options.growBytes));
+    this.salt = viewOf(this.random.bytes(8).slice()).getBigUint64(0);
     this.chain = this.salt;
     this.tail = start;
+    this.limit = end;
+    this.lives = [...this.lives, { salt: hex(this.salt), start, firstSequence: this.header.sequence + 1, end: null }];
+    this.appending = true;
+    if (!this.options.durable) this.clean = false;
+    const gate = this.publish();
+    this.gate = gate;
+    gate.then(
+      () => {
+        if (this.gate === gate) this.gate = null;
+        this.returnSpace();
+      },
+      () => undefined,
+    );
   }
 
-  private writeSuperblock(change: Partial<Superblock>): Promise<void> {
+  /** The first free stretch of at least `size` bytes. */
+  private gap(size: number): Range {
+    const taken = this.taken().sort((a, b) => a.start - b.start);
+    let start = superblockAreaBytes;
+    for (const range of taken) {
+      if (range.start - start >= size) return { start, end: range.start };
+      start = Math.max(start, alignUp(range.end));
+    }
+    return { start, end: Number.MAX_SAFE_INTEGER };
+  }
+
+  private taken(): Range[] {
+    const lives = this.lives.map(({ start, end }) => ({ start, end: end?.position ?? this.tail }));
+    return [...lives, ...this.dying];
+  }
+
+  /** A file that was much longer than what is needed now is shortened. */
+  private returnSpace(): void {
+    const { droppedBytes, options } = this;
+    if (droppedBytes === 0) return;
+    this.droppedBytes = 0;
+    this.space.shrink(superblockAreaBytes + alignUp(2 * droppedBytes) + options.growBytes, () =>
+      this.taken().reduce((last, { end }) => Math.max(last, end), superblockAreaBytes),
+    );
+  }
+
+  // ---------------------------------------------------------------- the superblock
+
+  /** Writes the superblock as it is to be from here on, after what it says has become true. */
+  private publish(user?: Superblock['user']): Promise<void> {
+    if (this.lost !== null) return Promise.reject(this.lostError());
+    const { durable, bootId, generation } = this.options;
+    const { lives, clean } = this;
+    this.changed = true;
+    const ended = lives.findLast(({ end }) => end !== null)?.end?.sequence ?? 0;
+    const before = this.syncs.underWay();
     const write = async (): Promise<void> => {
+      await before;
       if (this.failed !== null) throw this.failed;
-      const next: Superblock = {
-        ...this.superblockNow,
-        bootId: this.options.bootId,
-        generation: this.options.generation,
-        ...change,
-        sequence: this.superblockNow.sequence + 1,
-        syncedTo: this.syncedTo,
-      };
+      const mustSync = durable || clean !== this.superblock.clean;
       try {
-        if (this.file.length < superblockAreaBytes) await this.file.grow(superblockAreaBytes + this.options.growBytes);
-        await this.file.write((next.sequence % 2) * superblockBytes, encodeSuperblock(this.hash, next));
-        if (this.options.durable) await this.file.flush();
+        // What was found at the opening may be nowhere but in the page cache, like what was appended since.
+        if (durable && ended > this.syncs.syncedTo) {
+          await this.file.flush();
+          this.syncs.raise(ended);
+        }
+        const found = this.superblock;
+        await this.writeCopy({ ...found, bootId, generation, clean, lives, user: user ?? found.user }, mustSync);
+        if (this.superblock.sequence === 1) await this.writeCopy(this.superblock, mustSync);
       } catch (error) {
         throw this.fail(error, 'write the superblock of');
       }
-      this.superblockNow = next;
     };
     this.superblockWriting = this.superblockWriting.then(write, write);
     return this.superblockWriting;
   }
 
-  /** Waits for what is under way and makes it durable; afterwards the file may be closed. */
-  async close(): Promise<void> {
-    await Promise.allSettled(this.pending);
-    await Promise.allSettled([this.growing, this.superblockWriting]);
-    if (this.failed === null) await this.sync();
+  private async writeCopy(content: Superblock, mustSync: boolean): Promise<void> {
+    const next = { ...content, sequence: this.superblock.sequence + 1, syncedTo: this.syncs.syncedTo };
+    await this.space.need(superblockAreaBytes);
+    await this.file.write(superblockPosition(next.sequence), encodeSuperblock(this.hash, next));
+    if (mustSync) await this.file.flush();
+    this.superblock = next;
+  }
+
+  /**
+   * Waits for what is under way and makes it durable; afterwards the file may be closed. A log that had synced nothing is
+   * from then on whole after another boot, too.
+   * @param others makes durable what the log's content refers to
+   */
+  async close(others: () => Done): Promise<void> {
+    await this.syncs.underWay();
+    await Promise.allSettled([this.superblockWriting, this.space.stop()]);
+    if (!this.changed || this.failed !== null || this.lost !== null) return;
+    await this.sync();
+    if (this.clean) return;
+    await others();
+    this.clean = true;
+    await this.publish();
+  }
+}
+
+/** Lives that had ended at one moment. */
+export class Stretch {
+  readonly lives: readonly Life[];
+
+  constructor(lives: readonly Life[]) {
+    this.lives = lives;
+  }
+
+  /** A record's payload at this position is in one of them. */
+  has(position: number): boolean {
+    for (const { start, end } of this.lives)
+      if (position >= start && end !== null && position < end.position) return true;
+    return false;
   }
 }
 
 const hex = (value: bigint): string => value.toString(16).padStart(16, '0');
 
-function freshSuperblock(options: RecordLogOptions): Superblock {
-  const { volume, generation, bootId } = options;
-  return { volume, generation, bootId, sequence: 0, lives: [], syncedTo: 0, user: {} };
+/** The lives with the last one ended; one without any record is dropped. */
+function endLast(lives: readonly Life[], sequence: number, chain: bigint, position: number): Life[] {
+  const last = lives.at(-1);
+  if (last === undefined || last.end !== null) return [...lives];
+  const before = lives.slice(0, -1);
+  return sequence < last.firstSequence
+    ? before
+    : [...before, { ...last, end: { sequence, chain: hex(chain), position } }];
 }
 
-/** The newer whole copy, or null for a file that never was a log. */
-async function readSuperblock(file: LogFile, hash: Hash64, options: RecordLogOptions): Promise<Superblock | null> {
-  const { where, volume } = options;
-  const area = new Uint8Array(Math.min(superblockAreaBytes, file.length));
-  await file.read(0, area);
-  const copies: Superblock[] = [];
-  for (let at = 0; at + superblockBytes <= area.length; at += superblockBytes) {
-    const copy = decodeSuperblock(hash, area.subarray(at, at + superblockBytes), where);
-    if (copy !== null) copies.push(copy);
-  }
-  const newest = copies.sort((a, b) => b.sequence - a.sequence)[0];
-  if (newest === undefined) {
-    if (area.every((byte) => byte === 0)) return null;
-    throw new BlockError('bad-image', `${where}: not a record log, or both copies of its superblock are damaged`);
-  }
-  if (newest.volume !== volume) {
-    throw new BlockError('bad-image', `${where}: belongs to volume "${newest.volume}", not to "${volume}"`);
-  }
-  return newest;
+function freshSuperblock(options: RecordLogOptions): Superblock {
+  const { volume, generation, bootId, user } = options;
+  return { volume, generation, bootId, clean: true, sequence: 0, lives: [], syncedTo: 0, user };
+}
+
+/** What is known of a log whose records are not looked at. */
+function endOf({ lives, syncedTo }: Superblock): Scanned {
+  const last = lives.at(-1);
+  const position = last?.end?.position ?? last?.start ?? superblockAreaBytes;
+  const sequence = Math.max(syncedTo, last?.end?.sequence ?? last?.firstSequence ?? 0);
+  return { sequence, position, chain: 0n, durable: sequence, damaged: false };
 }

@@ -7,31 +7,40 @@
  * Invariants: the index holds blocks of the present epoch only, and only such whose record was written; emptying raises
  * the epoch, at a cost that does not depend on what the overlay held (record-log.md 8); it reads back after a crash.
  * Blocks are `granularity` bytes; a write of a part of a block takes the rest from what is read there now, under a range
- * lock (record-log.md 7).
+ * lock (record-log.md 7). An overlay whose content is lost opens, and refuses all I/O until it is emptied.
  */
 import { z } from 'zod';
-import type { Child } from '../block/child.ts';
+import { type Child, type PermissionMask, permissionBits } from '../block/child.ts';
 import { type DriverNode, defineDriver, type OpenContext } from '../block/driver.ts';
 import type { Epochal } from '../block/epochal.ts';
 import { type WriteFlags, writeFlags } from '../block/node.ts';
-import { recordKinds, recordPayloadBytesMax } from '../block/record-format.ts';
-import { type LogFile, RecordLog } from '../block/record-log.ts';
+import { nodeReference } from '../block/options.ts';
+import { recordHeaderBytes, recordKinds, recordPayloadBytesMax } from '../block/record-format.ts';
+import { RecordLog, type Stretch } from '../block/record-log.ts';
+import type { LogFile } from '../block/record-space.ts';
 import { BlockIndex } from '../util/block-index.ts';
+import { isRange } from '../util/bytes.ts';
 import { BlockError } from '../util/errors.ts';
 import { addExtent, type Extent } from '../util/extents.ts';
-import { attempt, type Done } from '../util/later.ts';
+import { after, attempt, type Done } from '../util/later.ts';
 import { RangeLock } from '../util/range-lock.ts';
+import { Compaction } from './shadow-compaction.ts';
 
-/** In the index: the block reads as zeroes. A payload never stands at the start of the file. */
+/** Of a run that reads as zeroes. In the index such a block has the position of its record, negative. */
 const zeroPosition = 0;
 const nothing = new Uint8Array(0);
-/** bytes of old records behind which an emptied overlay begins again at the start of its file */
-const restartBytes = 256 * 1024 * 1024;
+/** blocks that are looked up for one answer of block status */
+const statusBlocksMax = 2 ** 18;
+/** bytes that are zeroed before others have their turn: each block takes an entry of the index */
+const zeroesAtOnceBytes = 256 * 1024 * 1024;
+/** bytes that a compaction moves together */
+const moveBytesMax = 256 * 1024;
+/** lives of the log (openings, in effect) behind which it is compacted */
+const livesTolerated = 16;
 
-const reference = z.union([z.string(), z.looseObject({ driver: z.string() })]);
 const optionsSchema = z.strictObject({
-  file: reference.describe('the node that the record log is kept in'),
-  backing: reference.nullable().default(null).describe('what shows through; null: zeroes'),
+  file: nodeReference.describe('the node that the record log is kept in'),
+  backing: nodeReference.nullable().default(null).describe('what shows through; null: zeroes'),
   granularity: z
     .union([z.literal(4096), z.literal(16384), z.literal(65536)])
     .default(4096)
@@ -39,14 +48,25 @@ const optionsSchema = z.strictObject({
   size: z.int().positive().optional().describe('bytes; default: the length of the backing'),
   volume: z.string().max(256).default('').describe('the volume it belongs to; a log of another one is refused'),
   epoch: z.int().positive().optional().describe('the epoch that its group holds; default: it has one of its own'),
-  sync: z.boolean().default(true).describe('false: durable only when flushed (for tmpfs and tests)'),
+  sync: z
+    .boolean()
+    .default(true)
+    .describe('false: what was not closed before the machine went down is lost, and said to be (for tmpfs and tests)'),
   'grow-bytes': z
     .int()
     .min(65536)
     .default(16 * 1024 * 1024)
     .describe('bytes by which the file grows ahead of need'),
+  'reuse-bytes': z
+    .int()
+    .min(65536)
+    .default(128 * 1024 * 1024)
+    .describe('bytes of old records from which on their space is used anew: after an emptying, or by compaction'),
 });
 type Options = z.infer<typeof optionsSchema>;
+
+/** What an overlay keeps in the superblock of its log. */
+const userSchema = z.object({ granularity: z.int(), length: z.int(), epoch: z.int() });
 
 export const shadowDriver = defineDriver<Options>({
   name: 'shadow',
@@ -57,9 +77,66 @@ export const shadowDriver = defineDriver<Options>({
     const backing = options.backing === null ? null : await context.attach('backing', 'backing', options.backing);
     const length = options.size ?? backing?.node.length;
     if (length === undefined) throw new BlockError('invalid-option', 'size: is needed where there is no backing');
-    return await Shadow.open(options, context, file, backing, length);
+    return await openShadow(options, context, file, backing, length);
   },
 });
+
+/** Reads the log back into an index of what counts in the present epoch. */
+async function openShadow(
+  options: Options,
+  context: OpenContext,
+  file: Child,
+  backing: Child | null,
+  length: number,
+): Promise<Shadow> {
+  const { granularity } = options;
+  const where = `overlay '${context.nodeName}'`;
+  const index = new BlockIndex();
+  let epoch = options.epoch ?? 1;
+  const log = await RecordLog.open(
+    logFile(file, context),
+    context.host.random,
+    {
+      where,
+      volume: options.volume,
+      generation: '',
+      bootId: context.host.bootId,
+      durable: options.sync,
+      growBytes: options['grow-bytes'],
+      user: { granularity, length, epoch },
+    },
+    (user) => {
+      const known = userSchema.safeParse(user).data;
+      if (known?.granularity !== granularity || known.length !== length) {
+        const made = known === undefined ? 'something else' : `${known.length} bytes in blocks of ${known.granularity}`;
+        throw new BlockError(
+          'bad-image',
+          `${where} was made for ${made}, not for ${length} in blocks of ${granularity}`,
+        );
+      }
+      epoch = options.epoch ?? known.epoch;
+      return (header, position) => {
+        if (header.epoch !== epoch) return;
+        const isZero = header.kind === recordKinds.zero;
+        const isWhole = isZero ? header.payloadBytes === 0 : header.payloadBytes === header.length;
+        if (!isWhole || !isRange(header.offset, header.length, length) || header.offset % granularity !== 0) {
+          throw new BlockError('bad-image', `${where}: record ${header.sequence} is about no blocks of it`);
+        }
+        enter(index, granularity, header.offset, header.length, isZero ? -position : position);
+      };
+    },
+  );
+  if (log.lost === null) log.keepLivesOf(positionsOf(index));
+  return new Shadow(options, context, { log, index, epoch, backing, length });
+}
+
+interface ShadowParts {
+  readonly log: RecordLog;
+  readonly index: BlockIndex;
+  readonly epoch: number;
+  readonly backing: Child | null;
+  readonly length: number;
+}
 
 class Shadow implements DriverNode, Epochal {
   readonly length: number;
@@ -67,71 +144,24 @@ class Shadow implements DriverNode, Epochal {
   readonly belongsToGroup: boolean;
   epoch: number;
   private readonly granularity: number;
+  private readonly reuseBytes: number;
   private readonly backing: Child | null;
+  private readonly context: OpenContext;
+  private readonly log: RecordLog;
   private readonly lock = new RangeLock();
-  private readonly readOnly: boolean;
-  private log: RecordLog | null = null;
-  private index = new BlockIndex();
-  /** the log begins again at the start of its file before the next append */
-  private restartDue = false;
-  private readsUnderWay = 0;
+  private index: BlockIndex;
+  private compaction: Compaction | null = null;
 
-  private constructor(options: Options, context: OpenContext, backing: Child | null, length: number) {
+  constructor(options: Options, context: OpenContext, parts: ShadowParts) {
     this.granularity = options.granularity;
-    this.backing = backing;
-    this.length = length;
+    this.reuseBytes = options['reuse-bytes'];
     this.belongsToGroup = options.epoch !== undefined;
-    this.epoch = options.epoch ?? 1;
-    this.readOnly = context.readOnly;
-  }
-
-  static async open(
-    options: Options,
-    context: OpenContext,
-    file: Child,
-    backing: Child | null,
-    length: number,
-  ): Promise<Shadow> {
-    const shadow = new Shadow(options, context, backing, length);
-    const { granularity } = options;
-    shadow.log = await RecordLog.open(
-      logFile(file),
-      context.host.random,
-      {
-        where: `overlay '${context.nodeName}'`,
-        volume: options.volume,
-        generation: '',
-        bootId: '',
-        durable: options.sync,
-        growBytes: options['grow-bytes'],
-      },
-      (header, position) => {
-        if (header.epoch < shadow.epoch || (shadow.belongsToGroup && header.epoch !== shadow.epoch)) return;
-        if (header.epoch > shadow.epoch) {
-          shadow.epoch = header.epoch;
-          shadow.index = new BlockIndex();
-        }
-        shadow.enter(header.offset, header.length, header.kind === recordKinds.zero ? zeroPosition : position);
-      },
-    );
-    const { user } = shadow.log;
-    const known = z.object({ granularity: z.number(), length: z.number(), epoch: z.number() }).safeParse(user);
-    if (!known.success) {
-      await shadow.log.setUser(shadow.userData(shadow.epoch));
-      return shadow;
-    }
-    if (known.data.granularity !== granularity || known.data.length !== length) {
-      throw new BlockError(
-        'bad-image',
-        `overlay '${context.nodeName}' was made for ${known.data.length} bytes in blocks of ${known.data.granularity}, ` +
-          `not for ${length} in blocks of ${granularity}`,
-      );
-    }
-    if (!shadow.belongsToGroup && known.data.epoch > shadow.epoch) {
-      shadow.epoch = known.data.epoch;
-      shadow.index = new BlockIndex();
-    }
-    return shadow;
+    this.context = context;
+    this.log = parts.log;
+    this.index = parts.index;
+    this.epoch = parts.epoch;
+    this.backing = parts.backing;
+    this.length = parts.length;
   }
 
   // ---------------------------------------------------------------- reading
@@ -145,54 +175,74 @@ class Shadow implements DriverNode, Epochal {
 
   /** Reads run by run: blocks that stand behind each other in the log, or in the backing, are one call. */
   private readNow(offset: number, into: Uint8Array): Done {
+    if (this.log.lost !== null) throw this.log.lostError();
     let waiting: Promise<void>[] | null = null;
     for (let at = 0; at < into.length; ) {
-      const run = this.runAt(offset + at, into.length - at);
-      const done = this.readRun(offset + at, run.position, into.subarray(at, at + run.length));
+      const { length, position } = this.runAt(offset + at, into.length - at);
+      const done = this.readRun(offset + at, position, into, at, length, waiting !== null);
       if (done !== undefined) {
         waiting ??= [];
         waiting.push(done);
       }
-      at += run.length;
+      at += length;
     }
-    if (waiting === null) return undefined;
-    this.readsUnderWay += 1;
-    return settleAll(waiting).finally(() => {
-      this.readsUnderWay -= 1;
-    });
+    return waiting === null ? undefined : settleAll(waiting);
   }
 
-  private readRun(offset: number, position: number | undefined, into: Uint8Array): Done {
-    if (position === undefined) {
-      if (this.backing !== null) return readBacking(this.backing, offset, into);
-    } else if (position !== zeroPosition) return this.logNow.read(position, into);
-    into.fill(0);
+  /** A throw while other runs are under way is kept for when they have ended: they still fill the buffer. */
+  private readRun(
+    offset: number,
+    position: number | undefined,
+    into: Uint8Array,
+    at: number,
+    length: number,
+    others: boolean,
+  ): Done {
+    const part = length === into.length ? into : into.subarray(at, at + length);
+    if (position === zeroPosition) {
+      part.fill(0);
+      return undefined;
+    }
+    if (others) return attempt(() => this.readPart(offset, position, part));
+    return this.readPart(offset, position, part);
+  }
+
+  private readPart(offset: number, position: number | undefined, part: Uint8Array): Done {
+    if (position !== undefined) return this.log.read(position, part);
+    if (this.backing !== null) return readBacking(this.backing, offset, part);
+    part.fill(0);
     return undefined;
   }
 
   private readonly run = { length: 0, position: 0 as number | undefined };
 
-  /** The run that begins at `offset`: how long (at most `max`), and where its bytes stand. One object, used again. */
-  private runAt(offset: number, max: number): { length: number; position: number | undefined } {
-    const { granularity, run } = this;
-    let block = Math.floor(offset / granularity);
-    const within = offset - block * granularity;
-    const first = this.index.get(block);
-    let length = granularity - within;
-    while (length < max) {
-      block += 1;
-      const next = this.index.get(block);
-      const follows = first === undefined || first === zeroPosition ? first : first + length + within;
-      if (next !== follows) break;
-      length += granularity;
+  /**
+   * The run that begins at `offset`: how long (at most `max`), and where its bytes stand; undefined: in the backing. One
+   * object, used again.
+   */
+  private runAt(offset: number, max: number): { readonly length: number; readonly position: number | undefined } {
+    const { granularity, index, run } = this;
+    const start = Math.floor(offset / granularity);
+    const end = Math.ceil((offset + max) / granularity);
+    const first = index.get(start);
+    let block = start + 1;
+    if (first === undefined) {
+      for (block = index.passFree(block, end); block < end && !index.has(block); )
+        block = index.passFree(block + 1, end);
+    } else if (first < 0) {
+      while (block < end && (index.get(block) ?? 0) < 0) block += 1;
+    } else {
+      while (block < end && index.get(block) === first + (block - start) * granularity) block += 1;
     }
-    run.length = Math.min(length, max);
-    run.position = first === undefined || first === zeroPosition ? first : first + within;
+    run.length = Math.min(block * granularity - offset, max);
+    run.position = first === undefined ? undefined : first < 0 ? zeroPosition : first + offset - start * granularity;
     return run;
   }
 
   blockStatus(offset: number, length: number): Extent[] | Promise<Extent[]> {
-    const { position, length: runLength } = this.runAt(offset, length);
+    if (this.log.lost !== null) throw this.log.lostError();
+    const most = this.index.size === 0 ? length : Math.min(length, statusBlocksMax * this.granularity);
+    const { position, length: runLength } = this.runAt(offset, most);
     const extents: Extent[] = [];
     if (position !== undefined) {
       addExtent(extents, runLength, position === zeroPosition, true);
@@ -216,13 +266,15 @@ class Shadow implements DriverNode, Epochal {
   // ---------------------------------------------------------------- writing
 
   write(offset: number, from: Uint8Array, flags: WriteFlags): Done {
-    const done = this.exclusively(offset, from.length, () => this.writeNow(offset, from));
-    return (flags & writeFlags.fua) === 0 ? done : this.thenSync(done);
+    const done = this.writeInTurn(offset, from);
+    return (flags & writeFlags.fua) === 0 ? done : after(done, () => this.log.sync());
   }
 
   writeZeroes(offset: number, length: number, flags: WriteFlags): Done {
-    const done = this.exclusively(offset, length, () => this.zeroNow(offset, length));
-    return (flags & writeFlags.fua) === 0 ? done : this.thenSync(done);
+    const done = this.exclusively(offset, length, () =>
+      length > zeroesAtOnceBytes ? this.zeroInPieces(offset, length) : this.zeroNow(offset, length),
+    );
+    return (flags & writeFlags.fua) === 0 ? done : after(done, () => this.log.sync());
   }
 
   /** What was given up here stays: an overlay has no way to say "nobody cares". */
@@ -231,77 +283,82 @@ class Shadow implements DriverNode, Epochal {
   }
 
   flush(): Done {
-    return this.logNow.sync();
+    return this.log.sync();
   }
 
-  private thenSync(done: Done): Done {
-    return done === undefined ? this.logNow.sync() : done.then(() => this.logNow.sync());
+  private writeInTurn(offset: number, from: Uint8Array): Done {
+    const { granularity, lock } = this;
+    const { length } = from;
+    const isWhole = offset % granularity === 0 && (length % granularity === 0 || offset + length === this.length);
+    if (!isWhole || length > recordPayloadBytesMax || (!lock.idle && lock.conflicts(offset, length))) {
+      return this.exclusively(offset, length, () => this.writeNow(offset, from));
+    }
+    // Whole blocks that nobody else is at: nothing is allocated while the file answers at once.
+    const done = this.append(recordKinds.data, offset, length, from);
+    const held = done === undefined ? undefined : lock.holdUntil(done, offset, length);
+    this.reclaim();
+    return held;
   }
 
   /** Issues a change of whole blocks around the range, after overlapping ones. */
   private exclusively(offset: number, length: number, issue: () => Done): Done {
-    if (this.readOnly) throw new BlockError('read-only', 'the overlay is open read-only');
-    if (this.restartDue) this.restart();
     const { granularity } = this;
     const start = Math.floor(offset / granularity) * granularity;
     const end = Math.ceil((offset + length) / granularity) * granularity;
-    return this.lock.run(start, end - start, false, issue);
+    const done = this.lock.run(start, end - start, false, issue);
+    this.reclaim();
+    return done;
   }
 
   private writeNow(offset: number, from: Uint8Array): Done {
-    return this.byBlocks(offset, from.length, (at, length, whole) =>
-      whole
-        ? this.appendData(at, from.subarray(at - offset, at - offset + length))
-        : this.appendPart(at, from.subarray(at - offset, at - offset + length)),
-    );
+    return this.byBlocks(offset, from.length, (at, length, whole) => {
+      const part = from.subarray(at - offset, at - offset + length);
+      return whole ? this.append(recordKinds.data, at, length, part) : this.appendPart(at, part);
+    });
   }
 
   private zeroNow(offset: number, length: number): Done {
     return this.byBlocks(offset, length, (at, part, whole) =>
-      whole ? this.appendZeroes(at, part) : this.appendPart(at, new Uint8Array(part)),
+      whole ? this.append(recordKinds.zero, at, part, nothing) : this.appendPart(at, new Uint8Array(part)),
     );
+  }
+
+  private async zeroInPieces(offset: number, length: number): Promise<void> {
+    const { granularity, context } = this;
+    const end = offset + length;
+    for (let at = offset; at < end; ) {
+      const until = Math.min(end, Math.floor((at + zeroesAtOnceBytes) / granularity) * granularity);
+      await this.zeroNow(at, until - at);
+      await new Promise<void>((resolve) => context.host.clock.endOfTurn(resolve));
+      at = until;
+    }
   }
 
   /** Splits a range into the part of a block at its start, whole blocks, and the part at its end. */
   private byBlocks(offset: number, length: number, issue: (at: number, length: number, whole: boolean) => Done): Done {
     const { granularity } = this;
     const end = offset + length;
-    let waiting: Promise<void>[] | null = null;
+    const lastWhole = end === this.length ? end : Math.floor(end / granularity) * granularity;
+    const waiting: Promise<void>[] = [];
     for (let at = offset; at < end; ) {
       const blockEnd = Math.min(Math.floor(at / granularity) * granularity + granularity, this.length);
       const isWhole = at % granularity === 0 && end >= blockEnd;
-      const lastWhole = end === this.length ? end : Math.floor(end / granularity) * granularity;
       const until = isWhole ? Math.min(lastWhole, at + recordPayloadBytesMax) : Math.min(end, blockEnd);
       const part = at;
       const done = attempt(() => issue(part, until - part, isWhole));
-      if (done !== undefined) {
-        waiting ??= [];
-        waiting.push(done);
-      }
+      if (done !== undefined) waiting.push(done);
       at = until;
     }
-    return waiting === null ? undefined : settleAll(waiting);
+    return waiting.length === 0 ? undefined : settleAll(waiting);
   }
 
-  private appendData(offset: number, from: Uint8Array): Done {
-    return this.append(recordKinds.data, offset, from.length, from);
-  }
-
-  private appendZeroes(offset: number, length: number): Done {
-    return this.append(recordKinds.zero, offset, length, nothing);
-  }
-
-  private append(
-    kind: (typeof recordKinds)['data' | 'zero'],
-    offset: number,
-    length: number,
-    payload: Uint8Array,
-  ): Done {
-    const log = this.logNow;
+  private append(kind: 1 | 2, offset: number, length: number, payload: Uint8Array): Done {
+    const { log } = this;
+    if (length === 0) return undefined;
     const done = log.append(kind, this.epoch, offset, length, payload);
-    const position = kind === recordKinds.zero ? zeroPosition : log.appendedAt;
-    if (done === undefined) return void this.enter(offset, length, position);
-    return done.then(() => this.enter(offset, length, position));
+    const position = kind === recordKinds.zero ? -log.appendedAt : log.appendedAt;
+    if (done === undefined) return void enter(this.index, this.granularity, offset, length, position);
+    return done.then(() => enter(this.index, this.granularity, offset, length, position));
   }
 
   /** A part of one block: the rest is what reads there now; the range lock is held. */
@@ -310,23 +367,49 @@ class Shadow implements DriverNode, Epochal {
     const start = Math.floor(offset / granularity) * granularity;
     const block = new Uint8Array(Math.min(granularity, this.length - start));
     const done = this.readNow(start, block);
-    if (done === undefined) {
-      block.set(from, offset - start);
-      return this.appendData(start, block);
-    }
-    return done.then(() => {
-      block.set(from, offset - start);
-      return this.appendData(start, block);
-    });
+    if (done === undefined) return this.appendMerged(start, block, offset, from);
+    return done.then(() => this.appendMerged(start, block, offset, from));
   }
 
-  private enter(offset: number, length: number, position: number): void {
-    const { granularity, index } = this;
-    const first = Math.floor(offset / granularity);
-    const count = Math.ceil(length / granularity);
-    for (let i = 0; i < count; i++) {
-      index.set(first + i, position === zeroPosition ? zeroPosition : position + i * granularity);
+  private appendMerged(start: number, block: Uint8Array, offset: number, from: Uint8Array): Done {
+    block.set(from, offset - start);
+    return this.append(recordKinds.data, start, block.length, block);
+  }
+
+  // ---------------------------------------------------------------- space
+
+  /** Begins a compaction where there is need of one, and goes on with it. */
+  private reclaim(): void {
+    const { log, index, granularity } = this;
+    if (this.compaction === null) {
+      const { usedBytes } = log;
+      const isWorthIt = usedBytes > this.reuseBytes && usedBytes > 2 * index.size * (granularity + recordHeaderBytes);
+      if ((!isWorthIt && log.lifeCount <= livesTolerated) || log.failed !== null || log.lost !== null) return;
+      this.compaction = new Compaction({
+        log,
+        index,
+        settled: () => this.lock.settled(),
+        move: (block, stretch) => this.move(block, stretch),
+      });
     }
+    this.compaction.step();
+    // One that failed stays, so that it is not tried again and again.
+    if (this.compaction.isDone) this.compaction = null;
+  }
+
+  private async move(block: number, stretch: Stretch): Promise<void> {
+    const offset = block * this.granularity;
+    const { length } = this.runAt(offset, Math.min(moveBytesMax, this.length - offset));
+    await this.lock.run(offset, length, false, () => {
+      // The blocks may have been written while this waited for its turn.
+      const run = this.runAt(offset, length);
+      if (run.position === undefined || !stretch.has(Math.abs(this.index.get(block) ?? 0))) return undefined;
+      if (run.position === zeroPosition) return this.append(recordKinds.zero, offset, run.length, nothing);
+      const bytes = new Uint8Array(run.length);
+      return after(this.log.read(run.position, bytes), () =>
+        this.append(recordKinds.data, offset, bytes.length, bytes),
+      );
+    });
   }
 
   // ---------------------------------------------------------------- emptying and the rest
@@ -336,20 +419,26 @@ class Shadow implements DriverNode, Epochal {
     if (this.belongsToGroup) {
       throw new BlockError('wrong-state', 'the overlay belongs to a group: it is emptied together with the others');
     }
-    const log = this.logNow;
+    const { log } = this;
     const user = this.userData(this.epoch + 1);
-    if (log.usedBytes > restartBytes && this.readsUnderWay === 0) await log.restart(user);
+    if (log.lost !== null || log.usedBytes > this.reuseBytes) await log.dropAll(user);
     else await log.setUser(user);
     this.forget(this.epoch + 1);
   }
 
   emptyAt(epoch: number): void {
+    const { log } = this;
     if (epoch <= this.epoch) throw new BlockError('invalid-request', `epoch ${epoch} is not above ${this.epoch}`);
+    if (log.lost !== null) {
+      // What is found there after a crash must not be taken for lost again; until that is written, it is.
+      log.dropAll(this.userData(epoch)).catch(() => undefined);
+    } else if (log.usedBytes > this.reuseBytes) log.drop();
     this.forget(epoch);
-    this.restartDue = this.logNow.usedBytes > restartBytes;
   }
 
   private forget(epoch: number): void {
+    this.compaction?.end();
+    this.compaction = null;
     this.epoch = epoch;
     this.index = new BlockIndex();
   }
@@ -358,44 +447,52 @@ class Shadow implements DriverNode, Epochal {
     return { granularity: this.granularity, length: this.length, epoch };
   }
 
-  /** The space of what was emptied is used anew, before the next append and once no old position is read any more. */
-  private restart(): void {
-    if (this.readsUnderWay > 0) return;
-    this.restartDue = false;
-    const restarted = this.lock.run(0, Number.MAX_SAFE_INTEGER, false, () =>
-      this.logNow.restart(this.userData(this.epoch)),
-    );
-    // A failure sticks to the log: the append that waits behind this fails with it.
-    restarted?.catch(() => undefined);
+  permissionsChanging(needs: PermissionMask): Done {
+    // Whoever may write here may rely on what stands here: a write below that copies nothing is no less lost.
+    return (needs & permissionBits.write) === 0 ? undefined : this.log.markUnclean();
   }
 
   async settle(): Promise<void> {
-    if (!this.lock.idle) await this.lock.settled();
+    while (!this.lock.idle || (this.compaction !== null && this.compaction.running !== null)) {
+      await this.lock.settled();
+      await this.compaction?.running;
+    }
   }
 
   async close(): Promise<void> {
-    await this.log?.close();
+    await this.settle();
+    await this.log.close(() => this.backing?.node.flush());
   }
 
   info(): Record<string, unknown> {
+    const { log, index } = this;
     return {
       epoch: this.epoch,
-      'held-bytes': this.index.size * this.granularity,
-      'log-bytes': this.log?.usedBytes ?? 0,
-      'index-bytes': this.index.bytes,
-      error: this.log?.failed?.message ?? null,
+      'held-bytes': Math.min(index.size * this.granularity, this.length),
+      'log-bytes': log.usedBytes,
+      'log-lives': log.lifeCount,
+      'index-bytes': index.bytes,
+      'checkpoint-lost': log.lost,
+      error: log.failed?.message ?? null,
     };
   }
+}
 
-  private get logNow(): RecordLog {
-    if (this.log === null) throw new BlockError('wrong-state', 'the overlay is not open');
-    return this.log;
-  }
+/** The record's blocks stand at `position` and behind it; negative: they are zeroes, by the record there. */
+function enter(index: BlockIndex, granularity: number, offset: number, length: number, position: number): void {
+  const first = offset / granularity;
+  const count = Math.ceil(length / granularity);
+  for (let i = 0; i < count; i++) index.set(first + i, position < 0 ? position : position + i * granularity);
+}
+
+function* positionsOf(index: BlockIndex): Generator<number> {
+  for (const [, position] of index.entries()) yield Math.abs(position);
 }
 
 /** The backing may be shorter than the overlay: behind its end there are zeroes. */
 function readBacking(backing: Child, offset: number, into: Uint8Array): Done {
   const inside = Math.max(0, Math.min(into.length, backing.node.length - offset));
+  if (inside === into.length) return backing.node.read(offset, into);
   into.fill(0, inside);
   return inside === 0 ? undefined : backing.node.read(offset, into.subarray(0, inside));
 }
@@ -406,31 +503,21 @@ async function settleAll(parts: readonly Promise<void>[]): Promise<void> {
   for (const result of results) if (result.status === 'rejected') throw result.reason;
 }
 
-function logFile(child: Child): LogFile {
-  // What is still being filled with zeroes is not there yet: an append into it would be overwritten.
-  let ready = child.node.length;
+function logFile(child: Child, { host }: OpenContext): LogFile {
   return {
     get length() {
-      return ready;
+      return child.node.length;
     },
     read: (offset, into) => child.node.read(offset, into),
     write: (offset, from) => child.node.write(offset, from, writeFlags.none),
     flush: () => child.node.flush(),
-    async grow(length) {
-      const old = ready;
-      if (child.node.resize === undefined) {
-        throw new BlockError(
-          'no-space',
-          `node '${child.nodeName}' is full and cannot grow: ${length} bytes are needed`,
-        );
+    async resize(length) {
+      const { node, nodeName } = child;
+      if (node.resize === undefined) {
+        throw new BlockError('no-space', `node '${nodeName}' has ${node.length} bytes and cannot grow to ${length}`);
       }
-      await child.node.resize(length);
-      // Written once, so that later writes change no metadata of the file (record-log.md 5).
-      const zeroes = new Uint8Array(1024 * 1024);
-      for (let at = old; at < length; at += zeroes.length) {
-        await child.node.write(at, zeroes.subarray(0, Math.min(zeroes.length, length - at)), writeFlags.none);
-      }
-      ready = length;
+      await node.resize(length);
     },
+    turn: () => new Promise((resolve) => host.clock.endOfTurn(resolve)),
   };
 }

@@ -2,16 +2,24 @@
  * A map from block numbers to positions, both safe integers: open addressing on typed arrays, 16 bytes a slot, no
  * allocation for a lookup or an insert that needs no growth. Its size is bounded by what it holds, not by the disk.
  *
- *     keys   [ 7 | -1 | 12 | ... ]     -1: free
- *     values [ position of 7 | . | position of 12 | ... ]
+ *     keys    [ 7 | -1 | 12 | ... ]     -1: free
+ *     values  [ position of 7 | . | position of 12 | ... ]
+ *     regions { 0 }                     of 4096 blocks each, those that hold any: to pass over the others at once
  */
+import { BlockError } from './errors.ts';
+
 const free = -1;
+const regionBlocks = 4096;
+/** the most slots that an index may have: 1 GiB of memory, for 50 million blocks */
+const slotsMax = 2 ** 26;
 
 export class BlockIndex {
   private keys: Float64Array;
   private values: Float64Array;
   private mask: number;
   private used = 0;
+  private readonly regions = new Set<number>();
+  private lastRegion = -1;
 
   /** @param capacity slots to begin with, a power of two */
   constructor(capacity = 1024) {
@@ -30,6 +38,17 @@ export class BlockIndex {
     return this.keys.byteLength + this.values.byteLength;
   }
 
+  /** Slots, free ones included: the blocks stand in them in no order, which changes only when their number does. */
+  get slotCount(): number {
+    return this.keys.length;
+  }
+
+  /** The block in a slot, or undefined. */
+  blockAt(slot: number): number | undefined {
+    const block = this.keys[slot] ?? free;
+    return block === free ? undefined : block;
+  }
+
   /** The position of a block, or undefined. */
   get(block: number): number | undefined {
     const slot = this.slotOf(block);
@@ -40,6 +59,7 @@ export class BlockIndex {
     return this.keys[this.slotOf(block)] === block;
   }
 
+  /** @throws BlockError no-memory */
   set(block: number, position: number): void {
     let slot = this.slotOf(block);
     if (this.keys[slot] !== block) {
@@ -49,8 +69,22 @@ export class BlockIndex {
       }
       this.keys[slot] = block;
       this.used += 1;
+      const region = Math.floor(block / regionBlocks);
+      if (region !== this.lastRegion) {
+        this.lastRegion = region;
+        this.regions.add(region);
+      }
     }
     this.values[slot] = position;
+  }
+
+  /** A block in `[from, end)` such that those before it, from `from` on, are not held: the first held one, or earlier. */
+  passFree(from: number, end: number): number {
+    let block = from;
+    while (block < end && !this.regions.has(Math.floor(block / regionBlocks))) {
+      block = (Math.floor(block / regionBlocks) + 1) * regionBlocks;
+    }
+    return Math.min(block, end);
   }
 
   /** All blocks with their positions, in no order. */
@@ -76,6 +110,7 @@ export class BlockIndex {
 
   private grow(): void {
     const { keys, values } = this;
+    if (keys.length >= slotsMax) throw new BlockError('no-memory', `an index holds ${this.used} blocks and is full`);
     this.keys = new Float64Array(keys.length * 2).fill(free);
     this.values = new Float64Array(keys.length * 2);
     this.mask = this.keys.length - 1;
