@@ -141,7 +141,7 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     } finally {
       this.topBlock?.lift();
       await this.disks.release({ restore: current === 'running' });
-      if (this.current !== 'done') this.move('close');
+      if (this.stage !== 'done') this.move('close');
     }
   }
 
@@ -156,7 +156,7 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
       try {
         const { ofGroup } = await this.take();
         // The owner of a group's epoch decides whether what was kept over a restart is still wanted (record-log.md 9).
-        if (!ofGroup) await this.empty();
+        if (!ofGroup) await this.firstCheckpoint();
       } catch (error) {
         await this.giveBack();
         this.parts = null;
@@ -186,6 +186,16 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     await this.disks.hold(parts, reason);
     await this.startCopying(parts);
     return parts;
+  }
+
+  /** The primary writes already: a copy that lands after the emptying would show old content. */
+  private async firstCheckpoint(): Promise<void> {
+    const drained = await this.services.graph.drain(this.partsNow().secondary);
+    try {
+      await this.empty();
+    } finally {
+      drained.end();
+    }
   }
 
   private async startCopying(parts: SecondaryParts): Promise<void> {
@@ -277,12 +287,18 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     drained?.end();
   }
 
-  /** The job forgets what it has copied, then the active disk is emptied, then the hidden disk. */
+  /**
+   * The active disk is emptied, then the hidden disk; users are held. The job forgets what it has copied only then: were
+   * the hidden disk still full, a second copy of a block would put newer content over that of the last checkpoint.
+   */
   private empty(epoch?: number): Done {
     const { graph } = this.services;
     const { active, hidden } = this.partsNow();
-    this.copying?.copies.forgetCopies();
-    return after(emptyDisk(graph, active, epoch), () => emptyDisk(graph, hidden, epoch));
+    const emptied = after(emptyDisk(graph, active, epoch), () => emptyDisk(graph, hidden, epoch));
+    return after(emptied, () => {
+      this.copying?.copies.forgetCopies();
+      return undefined;
+    });
   }
 
   // ------------------------------------------------------------ get_error, stop
@@ -341,9 +357,8 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     if (this.commit !== commit) return;
     this.commit = null;
     this.unprepare();
-    const { error, status } = commit.job;
-    if (error !== null || status === 'aborting') {
-      this.commitFailed(error ?? new BlockError('cancelled', 'the commit was cancelled'));
+    if (!commit.pivoted) {
+      this.commitFailed(commit.job.error ?? new BlockError('cancelled', 'it was cancelled'));
       return;
     }
     await this.disks.release({ restore: false });
@@ -365,8 +380,11 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
   private async cancelCommit(): Promise<void> {
     const { commit } = this;
     this.commit = null;
-    commit?.job.cancelIfItCan();
-    await commit?.job.concluded;
+    if (commit === null) return;
+    commit.job.cancelIfItCan();
+    await commit.job.concluded;
+    // It was too late to cancel it.
+    if (commit.pivoted) this.move('commit-done');
   }
 
   // ------------------------------------------------------------ the end of a failover, with an owner of the epoch
@@ -432,7 +450,9 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
   }
 
   private move(event: StageEvent): void {
-    this.current = nextStage(this.nodeName, this.current, event);
+    const before = this.current;
+    this.current = nextStage(this.nodeName, before, event);
+    if (this.current === before) return;
     this.access = stageAccess.secondary[this.current];
     this.context.emit('REPLICATION_STAGE', { node: this.nodeName, mode: this.mode, stage: this.current });
   }

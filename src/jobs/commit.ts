@@ -39,6 +39,8 @@ export interface Commit {
   readonly job: Job;
   /** Every write is in the base as well, from now on until the end; the last step may be made. */
   readonly inStep: boolean;
+  /** The base has taken the place of the chain. */
+  readonly pivoted: boolean;
   /** Resolves when it is in step for the first time; never if it ends before, or completes unasked. */
   readonly ready: Promise<void>;
   /** Holds the users of the chain and makes the base durable: the chain may be emptied until the users go on. */
@@ -83,6 +85,9 @@ export async function startCommit(graph: Graph, jobs: JobManager, how: CommitHow
     job,
     get inStep(): boolean {
       return job.status === 'ready' && body.inStep;
+    },
+    get pivoted(): boolean {
+      return body.pivoted;
     },
     ready: body.ready.promise,
     prepareEnd: () => body.prepareEnd(),
@@ -131,6 +136,7 @@ function bottomOf(graph: Graph, top: string): string {
 
 class CommitBody implements JobBody {
   readonly ready = deferred();
+  pivoted = false;
   private readonly graph: Graph;
   private readonly how: CommitHow;
   private readonly overlays: readonly BlockNode[];
@@ -139,7 +145,6 @@ class CommitBody implements JobBody {
   private writes: CommitWrites | null = null;
   private loop: CopyLoop | null = null;
   private filterStands = false;
-  private pivoted = false;
 
   constructor(graph: Graph, how: CommitHow) {
     const { top, base } = how;
