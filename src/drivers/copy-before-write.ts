@@ -6,8 +6,9 @@
  *              | no: read old -> target, then -> write
  *
  * Invariants: a change of the child starts only when the old content of every granule that it touches is in the target;
- * where the old content cannot be read or stored, the change is not made and fails. Overlapping changes wait for each
- * other. A read through an overlay over the child sees old content: it was issued before the change (then the child keeps
+ * where the old content cannot be read or stored, the change is not made and fails. With `sync` it is in the target
+ * durably (record-log.md 8): the sync belongs here, because only here is known what waits for it, and the target joins
+ * the flushes of all changes that wait into one. Overlapping changes wait for each other. A read through an overlay over the child sees old content: it was issued before the change (then the child keeps
  * the order), or it finds the copy in the target.
  */
 import { z } from 'zod';
@@ -17,7 +18,7 @@ import { type DriverNode, defineDriver, passThrough } from '../block/driver.ts';
 import { writeFlags } from '../block/node.ts';
 import { Bitmap } from '../util/bitmap.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
-import type { Done } from '../util/later.ts';
+import { after, type Done } from '../util/later.ts';
 import { RangeLock } from '../util/range-lock.ts';
 
 /** bytes of old content that one copy takes into memory */
@@ -33,6 +34,10 @@ const optionsSchema = z.strictObject({
     .max(64 * 1024 * 1024)
     .default(4096)
     .describe('bytes copied together, a power of two'),
+  sync: z
+    .boolean()
+    .default(false)
+    .describe('old content is durable in the target before the block is changed: the copies survive a power cut'),
 });
 
 export const copyBeforeWriteDriver = defineDriver({
@@ -57,7 +62,7 @@ export const copyBeforeWriteDriver = defineDriver({
         `the target has ${target.node.length} bytes, the node to copy from has ${child.node.length}`,
       );
     }
-    const { granularity } = options;
+    const { granularity, sync } = options;
     const { length } = child.node;
     const lock = new RangeLock();
     // The bits say what was copied, so that a new point in time costs what was copied since the last, not the disk's size.
@@ -65,8 +70,10 @@ export const copyBeforeWriteDriver = defineDriver({
     const copiedBytes = (): number => Math.min(copied.count * granularity, length);
     let spare: Uint8Array | null = null;
 
-    /** Copies one run of old content. The buffer is kept for the next where it was done at once. */
-    const copyRun = (offset: number, size: number): Done => {
+    /** Copies old content, granules `first` to `end`. The buffer is kept for the next where it was done at once. */
+    const copyRun = (first: number, end: number): Done => {
+      const offset = first * granularity;
+      const size = Math.min(end * granularity, length) - offset;
       const buffer = spare !== null && spare.length >= size ? spare : new Uint8Array(Math.max(size, granularity));
       spare = null;
       const old = buffer.subarray(0, size);
@@ -75,10 +82,9 @@ export const copyBeforeWriteDriver = defineDriver({
         reading === undefined
           ? target.node.write(offset, old, writeFlags.none)
           : reading.then(() => target.node.write(offset, old, writeFlags.none));
-      const enter = (): void => copied.set(offset / granularity, Math.ceil(size / granularity));
-      if (copying !== undefined) return copying.then(enter);
+      if (copying !== undefined) return sync ? copying : copying.then(() => copied.set(first, end - first));
       spare = buffer;
-      enter();
+      if (!sync) copied.set(first, end - first);
       return undefined;
     };
 
@@ -88,18 +94,29 @@ export const copyBeforeWriteDriver = defineDriver({
       return copied.nextClear(Math.floor(offset / granularity), end) < 0;
     };
 
-    /** Copies what is left to copy in whole granules around the range. */
-    const copyOld = (offset: number, size: number): Done => {
-      const end = Math.ceil((offset + size) / granularity);
-      for (;;) {
-        const first = copied.nextClear(Math.floor(offset / granularity), end);
-        if (first < 0) return undefined;
-        const next = copied.nextSet(first, end);
-        const from = first * granularity;
-        const until = Math.min((next < 0 ? end : next) * granularity, length);
-        const done = copyRun(from, Math.min(until - from, copyBytesMax));
-        if (done !== undefined) return done.then(() => copyOld(offset, size));
+    /** Copies what is left to copy of granules `first` to `end`. */
+    const copyRuns = (first: number, end: number): Done => {
+      for (let at = copied.nextClear(first, end); at >= 0; ) {
+        const next = copied.nextSet(at, end);
+        const until = Math.min(next < 0 ? end : next, at + Math.max(1, Math.floor(copyBytesMax / granularity)));
+        const done = copyRun(at, until);
+        if (done !== undefined) return done.then(() => copyRuns(until, end));
+        at = copied.nextClear(until, end);
       }
+      return undefined;
+    };
+
+    /** Copies what is left to copy in whole granules around the range, which is held. */
+    const copyOld = (offset: number, size: number): Done => {
+      const first = Math.floor(offset / granularity);
+      const end = Math.ceil((offset + size) / granularity);
+      if (!sync || copied.nextClear(first, end) < 0) return copyRuns(first, end);
+      return after(copyRuns(first, end), () =>
+        after(target.node.flush(), () => {
+          copied.set(first, end - first);
+          return undefined;
+        }),
+      );
     };
 
     const notSaved = (error: unknown): never => {
