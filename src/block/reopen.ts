@@ -40,16 +40,17 @@ export async function reopenVertices(wanted: ReadonlyMap<Vertex, boolean>): Prom
 function changesOf(wanted: ReadonlyMap<Vertex, boolean>): Map<Vertex, boolean> {
   const changes = new Map<Vertex, boolean>();
   for (const [vertex, readOnly] of wanted) {
+    const reopened = new Set<Vertex>();
     for (const below of downward([vertex])) {
-      const follows = below === vertex || (!below.owned && !wanted.has(below) && onlyBelow(below, vertex));
-      if (follows && below.readOnly !== readOnly) changes.set(below, readOnly);
+      if (below !== vertex && (wanted.has(below) || !madeFor(below, reopened))) continue;
+      reopened.add(below);
+      if (below.readOnly !== readOnly) changes.set(below, readOnly);
     }
   }
   return changes;
 }
 
-/** A node made in place has one parent at first, and belongs to it as long as it has no other. */
-function onlyBelow(below: Vertex, above: Vertex): boolean {
-  const inside = downward([above]);
-  return below.uses.every(({ parent }) => inside.includes(parent as Vertex));
+/** A node made in place belongs to its parent as long as it has no other. */
+function madeFor(below: Vertex, above: ReadonlySet<Vertex>): boolean {
+  return !below.owned && below.uses.every(({ parent }) => above.has(parent as Vertex));
 }

@@ -74,6 +74,8 @@ function checkArguments(graph: Graph, args: MirrorArguments): void {
   }
   const source = graph.find(device).node;
   const into = graph.find(target).node;
+  graph.blockers.check(device, 'mirror-source');
+  graph.blockers.check(target, 'mirror-target');
   if (device === target) throw new BlockError('invalid-option', `target: '${target}' is the device itself`);
   if (into.length < source.length) {
     throw new BlockError(

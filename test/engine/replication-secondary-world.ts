@@ -11,8 +11,9 @@ type Answer = Record<string, unknown>;
 
 export interface SecondaryOptions {
   readonly length: number;
-  /** options over those of the secondary disk, and of the files of the overlays */
+  /** options of the secondary disk */
   readonly local?: Answer;
+  /** more options of the overlays, of their files and of the filter */
   readonly hidden?: Answer;
   readonly active?: Answer;
   readonly hiddenFile?: Answer;
@@ -43,7 +44,7 @@ export class Secondary {
     const grow = { 'grow-bytes': 65536 };
     await secondary.run('nbd-server-start', { addr: { type: 'unix', data: { path: secondary.socket } } });
     const nodes: Answer[] = [
-      { driver: 'memory', 'node-name': 'd-local', size: length, ...options.local },
+      { 'node-name': 'd-local', ...(options.local ?? { driver: 'memory', size: length }) },
       { driver: 'blkdebug', 'node-name': 'd-hidden-file', image: memory, ...options.hiddenFile },
       {
         driver: 'shadow',
