@@ -4,6 +4,7 @@
 import type { Command, Decision, Given, PairState, Phase, Step } from './pair-state.ts';
 import { phases } from './pair-state.ts';
 import { aloneMode, aloneRecord, answer, commit, keep, plan, promote, send, sendAway, serveAlone } from './plans.ts';
+import { tellToStop } from './secondary.ts';
 import { type Row, row } from './table.ts';
 
 const all = Object.keys(phases) as Phase[];
@@ -46,11 +47,11 @@ function failoverDetached(state: PairState, force: boolean, given: Given): Decis
   const answers = state.connected && !state.noPrimary && state.peer?.role === 'primary';
   if (!answers) return promote(pending(state, 'failover', force), given, null);
   if (!force) return reply(state, 'failover', `${state.peer?.name} answers and is primary; \`--force\` stops it`);
-  return { state: pending(state, 'failover', true), now: [send({ type: 'stop-serving' })] };
+  return { state: pending(state, 'failover', true), now: tellToStop };
 }
 
 function failoverConnected(state: PairState, force: boolean): Decision {
-  if (force) return { state: pending(state, 'failover', true), now: [send({ type: 'stop-serving' })] };
+  if (force) return { state: pending(state, 'failover', true), now: tellToStop };
   const why = unfit(state) ?? `${state.self.name} is not in step yet`;
   return reply(state, 'failover', `the primary ${state.self.peer} answers, and ${why}; \`--force\` stops it`);
 }

@@ -22,6 +22,8 @@ export class PairDisks {
   readonly #config: PairConfig;
   /** held open from before the engine writes: a failed write-back is reported to each opening once */
   readonly #syncs = new Map<string, HostFile>();
+  /** why the disks cannot be made durable until they are opened anew; null: no flush has failed */
+  #unflushed: BlockError | null = null;
   #built = false;
   /** disks with a remote node, connected or not */
   readonly #remote = new Set<string>();
@@ -67,13 +69,17 @@ export class PairDisks {
     return { users: addressesOf(userServer), replication: own };
   }
 
-  /** Makes durable what the images hold, whoever wrote it. */
+  /** Makes durable what the images hold, whoever wrote it. A failure sticks: the system tells of lost pages only once. */
   async flushOwn(): Promise<void> {
-    for (const [name, file] of this.#syncs) {
+    if (this.#unflushed !== null) throw this.#unflushed;
+    for (const { name } of this.disks) {
       try {
+        const file = this.#syncs.get(name);
+        if (file === undefined) throw new BlockError('wrong-state', 'it is not open');
         await file.sync();
       } catch (error) {
-        throw toBlockError(error, `disk ${name}`);
+        this.#unflushed = toBlockError(error, `disk ${name}`);
+        throw this.#unflushed;
       }
     }
   }
@@ -81,12 +87,14 @@ export class PairDisks {
   /** After a flush that failed: only nodes that are opened anew can be believed (record-log.md 4). */
   async reopenDisks(): Promise<void> {
     for (const disk of this.disks) {
-      await this.#run('blockdev-del', { 'node-name': `${disk.name}-local` });
+      // What an earlier attempt has not opened is not there; what is still in use keeps its name, and opening fails.
+      await this.#quietly('blockdev-del', { 'node-name': `${disk.name}-local` });
       await this.#quietly('blockdev-del', { 'node-name': `${disk.name}-file` });
       await this.#syncs.get(disk.name)?.close();
+      this.#syncs.delete(disk.name);
     }
-    this.#syncs.clear();
     await this.openDisks();
+    this.#unflushed = null;
   }
 
   async close(): Promise<void> {

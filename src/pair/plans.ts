@@ -123,17 +123,19 @@ export function beginSync(state: PairState, session: Session): Decision {
   const { theirs } = session;
   const proof = { peers: [theirs.generation?.id ?? null], instance: theirs.instance };
   const attach = send({ type: 'attach', how: 'sync' });
+  // From here on mayDiffer is about this target: what it proves is cleared, and another blank one lacks it.
+  const next: PairState = { ...state, zeroBase: false };
   if (proofHolds(state, session)) {
     // Another life of the other side may have lost what it had answered and not flushed (pair.md 4).
     const unproven: Step[] = state.proof?.instance === theirs.instance ? [] : [{ do: 'mark', what: 'unproven' }];
-    return { state: { ...state, phase: 'attaching', proof }, plan: plan('mark', unproven, attach) };
+    return { state: { ...next, phase: 'attaching', proof }, plan: plan('mark', unproven, attach) };
   }
   if (theirs.blank) {
     const all: Step[] = state.zeroBase ? [] : [{ do: 'mark', what: 'all' }];
-    return { state: { ...state, phase: 'attaching', proof, zeroBase: false }, plan: plan('mark', all, attach) };
+    return { state: { ...next, phase: 'attaching', proof }, plan: plan('mark', all, attach) };
   }
   // What the other side reads must be durable there before its checksums prove anything.
-  return { state: { ...state, phase: 'comparing', proof: null }, now: [send({ type: 'flush' })] };
+  return { state: { ...next, phase: 'comparing', proof: null }, now: [send({ type: 'flush' })] };
 }
 
 /** Everything is copied and durable there: from here on a flush of users waits for the other side too. */

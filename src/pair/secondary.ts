@@ -5,7 +5,7 @@
  *   detached -> target -> syncing -> following        a lost session: -> detaching -> detached
  *                                    following, detached -> promoting -> (a primary's) alone
  */
-import type { Decision, PairState, Phase, Step } from './pair-state.ts';
+import type { Decision, PairState, Phase, Plan, Step } from './pair-state.ts';
 import {
   answer,
   answered,
@@ -23,6 +23,13 @@ import { type Row, row } from './table.ts';
 
 const inSession = ['target', 'syncing', 'following'] as const satisfies readonly Phase[];
 const stay = (state: PairState): Decision => ({ state });
+
+/** Said again and again until the primary answers that it stopped, or is gone: it may be busy when it comes. */
+export const tellToStop: readonly Step[] = [send({ type: 'stop-serving' }), { do: 'retry-later' }];
+
+/** Opens the disks anew after a failure: what was not made durable is lost, and so this is another life (pair.md 4). */
+const reopen = (error: string): Plan =>
+  plan('reopen', { do: 'close-replication' }, { do: 'reopen-disks' }, dropLink(error));
 
 /** How often a follower notes that it is in step, for what it shows after a restart without a goodbye. */
 export const inStepNoteMs = 60_000;
@@ -125,7 +132,7 @@ export const secondaryRows: readonly Row[] = [
     'a disk that could not be flushed is opened anew and counts as another life',
     (state, error) => ({
       state: { ...state, error },
-      plan: plan('reopen', { do: 'close-replication' }, { do: 'reopen-disks' }, dropLink(error)),
+      plan: reopen(error),
     }),
   ),
   row('detaching', ['done reopen', 'failed reopen'], 'detached', 'waits for the primary', (state) =>
@@ -138,6 +145,13 @@ export const secondaryRows: readonly Row[] = [
     'detached | promoting',
     'a forced failover need not wait for a primary that is gone',
     (state, _, given) => (state.pending === 'failover' ? promote(state, given, null) : stay(state)),
+  ),
+  row(
+    ['detached', 'target', 'syncing'],
+    'retry',
+    'the same',
+    'a forced failover: a primary that was busy is told again to stop',
+    (state) => (state.pending === 'failover' && state.forced ? { state, now: tellToStop } : stay(state)),
   ),
 
   // ---- it becomes primary (pair.md 14, 15)
@@ -173,7 +187,7 @@ export const secondaryRows: readonly Row[] = [
   row(
     'promoting',
     ['failed promote', 'failed keep'],
-    'detached | promoting',
+    'detaching | promoting',
     'before the durable write: nothing happened; after it: finished, however often it takes',
     (state, error) => {
       const begun = state.record.promoting !== null;
@@ -181,8 +195,10 @@ export const secondaryRows: readonly Row[] = [
       const now: Step[] = state.pending === null ? [] : [answer(state.pending, error)];
       if (begun) return { state: next, now: [...now, { do: 'retry-later' }] };
       if (state.record.role === 'primary') return { state: { ...next, phase: state.built ? 'alone' : 'waiting' }, now };
-      const phase = state.record.role === 'none' ? 'no-role' : 'detached';
-      return { state: { ...next, phase, serving: false, session: null }, now: [...now, dropLink(error)] };
+      const detached: PairState = { ...next, serving: false, session: null };
+      if (state.record.role === 'none')
+        return { state: { ...detached, phase: 'no-role' }, now: [...now, dropLink(error)] };
+      return { state: { ...detached, phase: 'detaching' }, plan: reopen(error), now };
     },
   ),
   row('promoting', 'retry', 'promoting', 'finished (pair.md 14)', (state) => ({

@@ -1,0 +1,65 @@
+/** The decisions of a failover that meets a busy primary, or a disk that fails (pair.md 14, 15). */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { emptyRecord } from '../../src/pair/generation.ts';
+import { decide } from '../../src/pair/pair.ts';
+import { type Decision, initialState, type PairEvent, type PairState, type Step } from '../../src/pair/pair-state.ts';
+
+const id = '0000000000000001';
+
+/** A secondary that holds a generation. */
+function secondary(more: Partial<PairState>, store: 'clean' | 'incomplete'): PairState {
+  const base = emptyRecord({ volume: 'v', name: 'beta', role: 'secondary', store, disks: { d: 512 } });
+  const fresh = initialState({
+    self: { name: 'beta', peer: 'alpha', degraded: 'continue' },
+    record: { ...base, generation: { id, number: 1 } },
+    sequence: 5,
+    proof: null,
+    blank: false,
+    built: false,
+  });
+  return { ...fresh, ...more };
+}
+
+const primary = {
+  type: 'hello',
+  program: 'blockstep',
+  versions: { min: 1, max: 1 },
+  volume: 'v',
+  name: 'alpha',
+  role: 'primary',
+  generation: { id, number: 1 },
+  ancestors: [],
+  store: 'clean',
+  blank: false,
+  disks: [],
+  instance: 'f1',
+  replication: { type: 'inet', host: 'alpha', port: 1 },
+  uris: [],
+  aloneSince: null,
+  handingOver: null,
+  overwrite: null,
+} as const;
+
+const on = (state: PairState, event: PairEvent): Decision => decide(state, event, { wallMs: 1000, id });
+const nameOf = (step: Step): string => (step.do === 'send' ? `send ${step.message.type}` : step.do);
+
+test('pair 15: a forced failover tells a busy primary again to stop, and goes on when it is gone', () => {
+  const state = secondary(
+    { phase: 'detached', connected: true, peer: { ...primary, ancestors: [], disks: [], uris: [] } },
+    'incomplete',
+  );
+  const asked = on(state, { type: 'command', command: { name: 'failover', force: true } });
+  assert.deepEqual(asked.now?.map(nameOf), ['send stop-serving', 'retry-later']);
+  const again = on(asked.state, { type: 'retry', phase: 'detached' });
+  assert.deepEqual(again.now?.map(nameOf), ['send stop-serving', 'retry-later']);
+  assert.equal(on(again.state, { type: 'link-lost', reason: 'x' }).state.phase, 'promoting');
+});
+
+test('pair 14: a failover that could not make the disks durable opens them anew, so that it can be tried again', () => {
+  const state = secondary({ phase: 'promoting', pending: 'failover', plan: 'promote' }, 'clean');
+  const failed = on(state, { type: 'plan-failed', plan: 'promote', step: 'flush-own', error: 'EIO' });
+  assert.deepEqual(failed.now?.map(nameOf), ['answer']);
+  assert.deepEqual(failed.plan?.steps.map(nameOf), ['close-replication', 'reopen-disks', 'drop-link']);
+  assert.equal(on(failed.state, { type: 'plan-done', plan: 'reopen' }).state.phase, 'detached');
+});

@@ -1,0 +1,65 @@
+/** Rare sequences of events, each of which lost data, split the sides silently, or hung before its rule was kept. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { PairWorld, type PairWorldOptions } from './pair-world.ts';
+
+async function paired(seed: number, options: PairWorldOptions = {}): Promise<PairWorld> {
+  const pair = new PairWorld(seed, options);
+  await pair.start('alpha');
+  await pair.start('beta');
+  await pair.inStep();
+  return pair;
+}
+
+async function write(pair: PairWorld, flush: boolean): Promise<void> {
+  const user = await pair.connect('alpha');
+  await pair.world.complete(user.verify());
+  for (let block = 0; block < 8; block++) await pair.world.complete(user.write(block));
+  if (flush) await pair.world.complete(user.flush());
+  user.client.destroy('gone');
+}
+
+/** Another machine takes the name: blank disks, no group file. */
+async function replace(pair: PairWorld, side: 'alpha' | 'beta'): Promise<void> {
+  pair.kill(side);
+  const { files } = pair.world.restart(side);
+  for (const name of await pair.world.complete(files.list('/data')))
+    await pair.world.complete(files.remove(`/data/${name}`));
+  pair.world.kill(side);
+}
+
+test('pair 10: a blank target gets everything, also where the disks were blank at the start and another one was in step since', async () => {
+  const pair = await paired(203);
+  await pair.stop('alpha');
+  await pair.stop('beta');
+  await pair.start('alpha');
+  await pair.command('alpha', 'pair-start', { alone: true });
+  await pair.start('beta');
+  await pair.inStep();
+  await write(pair, true);
+  await replace(pair, 'beta');
+  await pair.until(() => pair.phase('alpha') === 'alone');
+  await pair.start('beta');
+  await pair.inStep();
+  pair.assertEqual();
+});
+
+test('pair 4: a secondary whose sync failed once comes back as another life, and gets again what it lost', async () => {
+  const pair = new PairWorld(204);
+  await pair.start('alpha');
+  await pair.command('alpha', 'pair-start', { alone: true });
+  await write(pair, true);
+  await pair.start('beta');
+  await pair.until(() => pair.phase('alpha') === 'copying');
+  pair.world.fault('beta', { operation: 'sync', path: '/data/disk0.img', errno: 'EIO', count: 1 });
+  await pair.inStep();
+  pair.assertEqual();
+});
+
+test('pair 12: a primary whose last sync failed saves no mark of a clean stop', async () => {
+  const pair = await paired(205);
+  await write(pair, false);
+  pair.world.fault('alpha', { operation: 'sync', path: '/data/disk0.img', errno: 'EIO', count: 1 });
+  await pair.world.complete(pair.side('alpha').daemon.stop());
+  assert.equal(pair.side('alpha').daemon.state.record.cleanStop, null);
+});
