@@ -16,6 +16,9 @@ export type Range = readonly [offset: number, length: number];
 const replicationServer = 'replication';
 const userServer = 'nbd';
 
+/** On every node of the way: a trim frees space on both sides, and only zeroes with NO_HOLE stay allocated (pair.md 9). */
+const passesDiscards = { discard: 'unmap' } as const;
+
 export class PairDisks {
   readonly #host: Host;
   readonly #engine: QmpTarget;
@@ -49,6 +52,7 @@ export class PairDisks {
       await this.#run('blockdev-add', {
         driver: 'raw',
         'node-name': `${disk.name}-local`,
+        ...passesDiscards,
         file: { driver: 'file', 'node-name': `${disk.name}-file`, filename: disk.file, exclusive: true },
       });
     }
@@ -113,6 +117,7 @@ export class PairDisks {
       await this.#run('blockdev-add', {
         driver: 'replication',
         'node-name': `${disk.name}-replication`,
+        ...passesDiscards,
         mode: 'primary',
         file: null,
         size: disk.size,
@@ -124,6 +129,7 @@ export class PairDisks {
       await this.#run('blockdev-add', {
         driver: 'quorum',
         'node-name': disk.name,
+        ...passesDiscards,
         children: [`${disk.name}-local`, `${disk.name}-replication`],
         'vote-threshold': degraded === 'stop' ? 2 : 1,
         'read-pattern': 'fifo',
@@ -195,6 +201,7 @@ export class PairDisks {
       await this.#run('blockdev-add', {
         driver: 'nbd',
         'node-name': `${disk.name}-remote`,
+        ...passesDiscards,
         server: qmpAddress(address),
         export: name,
       });
