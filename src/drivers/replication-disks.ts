@@ -25,7 +25,10 @@ export interface SecondaryParts {
   readonly granularity: number;
   /** the overlays' epoch is their owner's: emptied by `replication-commit`, kept by a start */
   readonly ofGroup: boolean;
-  /** a checkpoint is to outlive a power cut, so the secondary disk is durable before it is made (record-log.md 8) */
+  /**
+   * A checkpoint is to outlive a power cut: the secondary disk is durable before it is made, and old content before its
+   * place is overwritten (record-log.md 8).
+   */
   readonly durable: boolean;
 }
 

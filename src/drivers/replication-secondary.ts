@@ -207,6 +207,7 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
       sync: 'none',
       filterName: `copy-before-write-${this.nodeName}`.slice(0, 255),
       granularity: parts.granularity,
+      durable: parts.durable,
       internal: true,
     });
     this.copying = copying;

@@ -38,6 +38,8 @@ export interface BackupHow {
   readonly filterName: string;
   /** bytes copied together; default 4096 */
   readonly granularity?: number | undefined;
+  /** old content is durable in the target before a block is changed; default false */
+  readonly durable?: boolean;
   readonly speed?: number | undefined;
   readonly autoFinalize?: boolean | undefined;
   readonly autoDismiss?: boolean | undefined;
@@ -109,6 +111,7 @@ class BackupBody implements JobBody {
       file: how.device,
       target: how.target,
       discard: 'unmap',
+      sync: how.durable ?? false,
       ...(how.granularity === undefined ? {} : { granularity: how.granularity }),
     });
     this.copies = copiesBeforeWrite(filter.node);
