@@ -95,7 +95,7 @@ function onStart(state: PairState): Decision {
     case 'primary':
       if (record.promoting !== null) {
         return {
-          state: { ...state, phase: 'promoting', serving: true },
+          state: { ...state, phase: 'promoting' },
           plan: plan('promote', finishPromotion(state)),
         };
       }

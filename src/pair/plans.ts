@@ -343,7 +343,6 @@ export function promote(state: PairState, given: Given, offered: Generation | nu
     state: {
       ...state,
       phase: 'promoting',
-      serving: true,
       // A switchover's two disks are equal; after a failover nothing is known of the other one (pair.md 12, 16).
       proof: offered === null ? null : { peers: [record.generation?.id ?? null], instance: null },
       offered: null,
@@ -389,7 +388,7 @@ export function keep(state: PairState, given: Given): Decision {
   const known = ids[0] !== null;
   const number = other?.generation?.number ?? record.peer?.generation?.number ?? 0;
   return {
-    state: { ...state, phase: 'promoting', serving: true, proof: null, offered: null, zeroBase: false, refusal: null },
+    state: { ...state, phase: 'promoting', proof: null, offered: null, zeroBase: false, refusal: null },
     plan: plan(
       'keep',
       { do: 'close-replication' },

@@ -7,6 +7,7 @@
 import type { Decision, Given, PairState, Phase, Session, Step } from './pair-state.ts';
 import {
   aloneMode,
+  aloneRecord,
   answer,
   answered,
   beginSync,
@@ -18,6 +19,7 @@ import {
   endSync,
   goAlone,
   handOver,
+  isShared,
   join,
   loseSession,
   plan,
@@ -358,11 +360,13 @@ export const primaryRows: readonly Row[] = [
     ['alone', ...unshared, ...shared],
     'message stop-serving',
     'fencing',
-    'a failover was forced: users are sent away',
-    (state) => ({
+    'a failover was forced: users are sent away, from now on durably without the other side',
+    (state, _, given) => ({
       state: { ...state, phase: 'fencing', session: null },
       plan: plan(
         'fence',
+        { do: 'set-mode', mode: 'held' },
+        commit(aloneRecord(state, given, isShared(state))),
         aloneMode(state),
         { do: 'stop-work' },
         { do: 'refuse-users', reason: 'was forced to stop by a failover' },

@@ -175,6 +175,7 @@ export const secondaryRows: readonly Row[] = [
     state: {
       ...state,
       phase: 'alone',
+      serving: true,
       session: null,
       pending: null,
       forced: false,
@@ -194,7 +195,8 @@ export const secondaryRows: readonly Row[] = [
       const next: PairState = { ...state, error, pending: null, forced: false };
       const now: Step[] = state.pending === null ? [] : [answer(state.pending, error)];
       if (begun) return { state: next, now: [...now, { do: 'retry-later' }] };
-      if (state.record.role === 'primary') return { state: { ...next, phase: state.built ? 'alone' : 'waiting' }, now };
+      if (state.record.role === 'primary')
+        return { state: { ...next, phase: state.serving ? 'alone' : 'waiting' }, now };
       const detached: PairState = { ...next, serving: false, session: null };
       if (state.record.role === 'none')
         return { state: { ...detached, phase: 'no-role' }, now: [...now, dropLink(error)] };

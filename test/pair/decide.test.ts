@@ -1,8 +1,9 @@
 /** The decisions by themselves: which plan follows, and what in it is durable before what (pair.md 5 to 15). */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import fc from 'fast-check';
 import { emptyRecord, type GroupRecord } from '../../src/pair/generation.ts';
-import type { Hello } from '../../src/pair/messages.ts';
+import type { Hello, Message } from '../../src/pair/messages.ts';
 import { decide, transitionTable } from '../../src/pair/pair.ts';
 import {
   type Decision,
@@ -16,6 +17,7 @@ import {
 
 const idOf = (number: number): string => number.toString(16).padStart(16, '0');
 const given = { wallMs: 1000, id: idOf(99) };
+let ids = 100;
 
 const theirs: Hello = {
   type: 'hello',
@@ -305,3 +307,91 @@ test('a timer that outlived its reason changes nothing', () => {
   assert.equal(on(state, { type: 'retry', phase: 'going-alone' }).plan, undefined);
   assert.equal(on({ ...state, plan: 'send-away' }, { type: 'retry', phase: 'demoting' }).plan, undefined);
 });
+
+test('pair 7, 13: whatever happens in whatever order, nobody is answered alone before it is durable', () => {
+  const messages = [
+    { type: 'target' },
+    { type: 'flush' },
+    { type: 'flushed' },
+    { type: 'attach', how: 'sync' },
+    { type: 'attached', exports: { d: 'x' } },
+    { type: 'took', id: idOf(1) },
+    { type: 'in-step' },
+    { type: 'switch-request' },
+    { type: 'hand-over', generation: { id: idOf(8), number: 2 } },
+    { type: 'took-over', id: idOf(8) },
+    { type: 'refused', id: idOf(8) },
+    { type: 'stop-serving' },
+    { type: 'stopped-serving' },
+    { type: 'goodbye', clean: true },
+    { type: 'sync-end', generation: { id: idOf(8), number: 2 }, ancestors: [] },
+  ] as const;
+  const commands = [
+    { name: 'failover', force: false },
+    { name: 'failover', force: true },
+    { name: 'switch' },
+    { name: 'resolve', keep: 'alpha' },
+    { name: 'start-alone' },
+    { name: 'stop' },
+  ] as const;
+  const event: fc.Arbitrary<PairEvent | 'done' | 'failed'> = fc.oneof(
+    fc.constantFrom<PairEvent | 'done' | 'failed'>(
+      'done',
+      'done',
+      'done',
+      'failed',
+      { type: 'link-lost', reason: 'x' },
+      { type: 'replication-down', reason: 'x' },
+      { type: 'compared' },
+      { type: 'copied' },
+      { type: 'exports-closed' },
+      { type: 'work-failed', error: 'x' },
+      { type: 'hello', mine: { ...theirs, name: 'alpha', role: 'primary' }, sequence: 5, theirs },
+    ),
+    fc
+      .constantFrom(...messages)
+      .map((message): PairEvent => ({ type: 'message', message: structuredClone(message) as Message })),
+    fc.constantFrom(...commands).map((command): PairEvent => ({ type: 'command', command })),
+  );
+  fc.assert(
+    fc.property(
+      fc.constantFrom<Phase>('waiting', 'in-step', 'alone', 'detached', 'handing-over'),
+      fc.array(event, { maxLength: 40 }),
+      (phase, events) => {
+        const shared = phase !== 'alone';
+        let state = stateIn(
+          phase,
+          { serving: phase === 'in-step' || phase === 'alone' },
+          { role: phase === 'detached' ? 'secondary' : 'primary', aloneSince: shared ? null : 5 },
+        );
+        // What is durable if the plan that runs comes to its end; of one that fails or is replaced nothing is.
+        let after = state.record;
+        for (const one of events) {
+          if (one === 'done' && state.plan !== null) state = { ...state, record: after };
+          const decision = stepOn(state, one);
+          ({ state } = decision);
+          if (decision.plan === undefined) continue;
+          after = state.record;
+          for (const step of decision.plan.steps) {
+            if (step.do === 'commit') after = { ...after, ...step.change };
+            if (step.do === 'open-exports') assert.equal(after.role, 'primary');
+            if (step.do !== 'set-mode' || step.mode !== 'alone') continue;
+            const where = `${decision.plan.name} after ${JSON.stringify(one)}`;
+            assert.notEqual(after.aloneSince, null, `${where}: answers alone, and that is not durable`);
+            if (state.record.aloneSince !== null) continue;
+            assert.notEqual(after.generation?.id, state.record.generation?.id, `${where}: in the old generation`);
+          }
+        }
+      },
+    ),
+    { numRuns: 3000 },
+  );
+});
+
+function stepOn(state: PairState, one: PairEvent | 'done' | 'failed'): Decision {
+  const fresh = { ...given, id: idOf(ids++) };
+  if (one !== 'done' && one !== 'failed') return decide(state, one, fresh);
+  if (state.plan === null) return { state };
+  if (one === 'done') return decide(state, { type: 'plan-done', plan: state.plan }, fresh);
+  return decide(state, { type: 'plan-failed', plan: state.plan, step: 'commit', error: 'x' }, fresh);
+}
