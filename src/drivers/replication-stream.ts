@@ -71,6 +71,8 @@ export class ReplicationStream implements FlushOwner {
   private pumpAgain = false;
   /** ranges that copies are reading from the source: writes to them wait until the copy itself was sent (pair.md 11) */
   private readonly holds = new TakenRanges();
+  /** what the local disk failed to write while it was held: the copy may have read it before, and proves nothing */
+  private spoiled: DirtyRange[] = [];
   /** leaves ranges that are missing to the copy that will come by (mode syncing) */
   skipsMissing = false;
   private readonly flushes: ReplicationFlushes;
@@ -261,13 +263,17 @@ export class ReplicationStream implements FlushOwner {
 
   /** Nothing is sent; the range stays missing. */
   release(hold: TakenRange): void {
-    if (this.holds.delete(hold)) this.pump();
+    if (!this.holds.delete(hold)) return;
+    if (this.spoiled.length > 0)
+      this.spoiled = this.spoiled.filter((one) => this.holds.overlaps(one.offset, one.length));
+    this.pump();
   }
 
   /** The other side has the held range already. */
   skip(hold: TakenRange): Done {
     if (this.down !== null) throw this.down;
     this.marks.markPresent(hold.offset, hold.length);
+    this.markSpoiled(hold);
     this.release(hold);
     return undefined;
   }
@@ -290,6 +296,7 @@ export class ReplicationStream implements FlushOwner {
       done: deferred(),
     };
     this.marks.markCopied(offset, length);
+    this.markSpoiled(hold);
     const sent = this.enter(offset, length);
     sent.request = request;
     sent.isCopy = true;
@@ -303,13 +310,23 @@ export class ReplicationStream implements FlushOwner {
     return this.line;
   }
 
-  /** The local disk failed a write: nothing of it that still waits in line is sent after its range was marked. */
+  /**
+   * The local disk failed a write: nothing of it that still waits in line is sent after its range was marked, and a copy
+   * that is reading there leaves the mark.
+   */
   dropWaiting(offset: number, length: number): void {
+    if (this.holds.overlaps(offset, length)) this.spoiled.push({ offset, length });
     for (const request of this.line) {
       if (request.offset >= offset + length || offset >= request.offset + request.length) continue;
       request.at = request.offset + request.length;
     }
     this.pump();
+  }
+
+  private markSpoiled(hold: TakenRange): void {
+    for (const { offset, length } of this.spoiled) {
+      if (offset < hold.offset + hold.length && hold.offset < offset + length) this.marks.markDiverged(offset, length);
+    }
   }
 
   /** The first missing range at or after `from` that no copy holds; null: none. */

@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { writeFlags } from '../../src/block/node.ts';
 import { startReplicationSync } from '../../src/jobs/replication-sync.ts';
+import { BlockError } from '../../src/util/errors.ts';
 import type { Done } from '../../src/util/later.ts';
 import {
   bytes,
@@ -250,6 +251,35 @@ test('pair 11: a write that comes while a copy reads the source is sent behind t
   );
   assert.ok(write.done);
   assert.deepEqual(disk.remote.content.subarray(0, block), disk.local.content.subarray(0, block));
+});
+
+test('pair 8: what the local disk failed to write while a copy of it was being read is copied again', async () => {
+  const world = new ReplicationWorld();
+  const disk = await world.pairDisk('d', length, { granularity: block });
+  const { local, remote } = disk;
+  local.content.fill(1);
+  await world.connect(disk);
+  const member = world.group.links.find('d-replication');
+  member.mark({ ranges: [[0, block]] });
+  world.group.links.setMode('syncing');
+  local.mode = 'by-hand';
+  await startReplicationSync(world.graph, world.jobs, member, { source: 'd-local', jobId: 'sync' });
+  await settleTurns();
+  local.answer(local.waiting('status')[0]);
+  await settleTurns();
+  const [read] = local.waiting('read');
+  assert.ok(read !== undefined, 'the copy reads');
+  const write = watch(() => disk.use.node.write(0, bytes(512, 7), 0));
+  local.answer(read);
+  local.content.fill(7, 0, 100);
+  local.answer(local.waiting('write')[0], new BlockError('io-error', 'torn'));
+  for (let i = 0; i < 10; i += 1) {
+    await settleTurns();
+    local.answerAll();
+  }
+  assert.ok(write.error !== undefined && write.error !== null);
+  assert.equal(member.missingBytes, 0);
+  assert.deepEqual(remote.content.subarray(0, block), local.content.subarray(0, block));
 });
 
 test('pair 10: target-is-zero is believed only where nothing was sent since', async () => {
