@@ -1,0 +1,167 @@
+/** blockdev-backup and block-commit through QMP, over nodes that clients use meanwhile. */
+import assert from 'node:assert/strict';
+import { type TestContext, test } from 'node:test';
+import type { RootUse } from '../../src/block/graph-view.ts';
+import { attempt } from '../../src/util/later.ts';
+import { parent, writer } from '../block/fixture.ts';
+import { type CheckedEngine, checkedEngine, memoryNode } from './checked.ts';
+
+const size = 4 * 2 ** 20;
+
+interface Run extends CheckedEngine {
+  add(options: Record<string, unknown>): Promise<unknown>;
+  use(nodeName: string): Promise<RootUse>;
+  content(nodeName: string): Promise<Buffer>;
+  event(name: string, id: string): Promise<Record<string, unknown>>;
+}
+
+function runOf(t: TestContext): Run {
+  const checked = checkedEngine(t);
+  const { engine, execute, events } = checked;
+  return {
+    ...checked,
+    add: (options) => execute('blockdev-add', options),
+    use: (nodeName) => engine.graph.use(nodeName, parent(`a user of ${nodeName}`), writer),
+    content: async (nodeName) => {
+      const bytes = Buffer.alloc(size);
+      await engine.graph.find(nodeName).node.read(0, bytes);
+      return bytes;
+    },
+    event: async (name, id) => {
+      for (let i = 0; i < 4000; i += 1) {
+        const found = events.find(({ event, data }) => event === name && (data.device === id || data.id === id));
+        if (found !== undefined) return found.data;
+        await new Promise((resolve) => setTimeout(resolve, 2));
+      }
+      return assert.fail(`${name} of ${id} never came`);
+    },
+  };
+}
+
+const write = (use: RootUse, offset: number, length: number, value: number) =>
+  attempt(() => use.node.write(offset, new Uint8Array(length).fill(value), 0));
+
+test('blockdev-backup, sync full: the target is the node at the moment of the start, whatever is written meanwhile', async (t) => {
+  const { add, use, content, execute, event } = runOf(t);
+  await add(memoryNode('disk', size));
+  await add(memoryNode('target', size));
+  const user = await use('disk');
+  await write(user, 0, size, 1);
+  await execute('blockdev-backup', { 'job-id': 'b', device: 'disk', target: 'target', sync: 'full', speed: 2 ** 22 });
+  for (let i = 0; i < 200; i += 1) await write(user, (i * 20_011) % (size - 9000), 9000, 2);
+  await execute('block-job-set-speed', { device: 'b', speed: 0 });
+  const data = await event('BLOCK_JOB_COMPLETED', 'b');
+  assert.equal(data.error, undefined);
+  assert.ok((await content('target')).equals(Buffer.alloc(size, 1)));
+  assert.deepEqual(await execute('query-jobs'), []);
+  assert.deepEqual(((await execute('query-named-block-nodes')) as unknown[]).length, 2, 'the filter is gone');
+  await user.release();
+});
+
+test('blockdev-backup, sync none: old content only, until it is cancelled; it is listed and pauses', async (t) => {
+  const { add, use, content, execute, event } = runOf(t);
+  await add(memoryNode('disk', size));
+  await add(memoryNode('target', size));
+  const user = await use('disk');
+  await write(user, 0, size, 1);
+  await execute('blockdev-backup', { device: 'disk', target: 'target', sync: 'none' });
+  await write(user, 5000, 100, 2);
+  await write(user, 5000, 100, 3);
+  const expected = Buffer.alloc(size);
+  expected.fill(1, 4096, 8192);
+  assert.ok((await content('target')).equals(expected));
+  const [info] = (await execute('query-block-jobs')) as Record<string, unknown>[];
+  assert.deepEqual([info?.device, info?.type, info?.status], ['disk', 'backup', 'running']);
+  await assert.rejects(
+    execute('blockdev-backup', { 'job-id': 'again', device: 'disk', target: 'disk', sync: 'none' }),
+    /the device itself/,
+  );
+  await execute('block-job-cancel', { device: 'disk' });
+  await event('BLOCK_JOB_CANCELLED', 'disk');
+  await write(user, 100_000, 100, 4);
+  assert.ok((await content('target')).equals(expected));
+  await user.release();
+});
+
+const overlay = (name: string, backing: string) => ({
+  driver: 'shadow',
+  'node-name': name,
+  file: { driver: 'memory', size: 0 },
+  backing,
+  'grow-bytes': 65536,
+});
+
+test('block-commit of the active layer: ready, in step under load, and the base takes its place when told', async (t) => {
+  const { add, use, content, execute, event, engine } = runOf(t);
+  await add(memoryNode('base', size));
+  await add(overlay('middle', 'base'));
+  await add(overlay('top', 'middle'));
+  const below = await use('middle');
+  await write(below, 0, 100_000, 1);
+  await below.release();
+  const user = await use('top');
+  const model = Buffer.alloc(size);
+  model.fill(1, 0, 100_000);
+  const put = async (offset: number, length: number, value: number) => {
+    await write(user, offset, length, value);
+    model.fill(value, offset, offset + length);
+  };
+  for (let i = 0; i < 50; i += 1) await put((i * 77_773) % (size - 6000), 6000, 10 + i);
+  await execute('block-commit', { 'job-id': 'c', device: 'top', speed: 2 ** 22 });
+  for (let i = 0; i < 50; i += 1) await put((i * 55_001) % (size - 6000), 6000, 100 + i);
+  await execute('block-job-set-speed', { device: 'c', speed: 0 });
+  for (let i = 0; i < 400; i += 1) {
+    await put((i * 33_331) % (size - 6000), 6000, i % 251);
+    if (i % 20 === 0) await new Promise((resolve) => setImmediate(resolve));
+  }
+  await event('BLOCK_JOB_READY', 'c');
+  await put(1_000_000, 50_000, 9);
+  assert.ok((await content('base')).equals(model), 'ready: the base is in step');
+  assert.equal(user.nodeName, 'commit-top-c');
+  await execute('job-complete', { id: 'c' });
+  assert.equal((await event('BLOCK_JOB_COMPLETED', 'c')).error, undefined);
+  assert.equal(user.nodeName, 'base');
+  await put(0, 512, 77);
+  assert.ok((await content('base')).equals(model));
+  assert.ok(engine.graph.list().every(({ nodeName }) => nodeName !== 'commit-top-c'));
+  await user.release();
+});
+
+test('block-commit below the active layer completes unasked: the overlay above stands on the base then', async (t) => {
+  const { add, use, content, execute, event, engine } = runOf(t);
+  await add(memoryNode('base', size));
+  await add(overlay('middle', 'base'));
+  const below = await use('middle');
+  await write(below, 0, 100_000, 1);
+  await below.release();
+  await add(overlay('top', 'middle'));
+  const user = await use('top');
+  await write(user, 50_000, 100_000, 2);
+  const before = await content('top');
+  await execute('block-commit', { device: 'top', 'top-node': 'middle', 'base-node': 'base' });
+  assert.equal((await event('BLOCK_JOB_COMPLETED', 'top')).error, undefined);
+  assert.ok((await content('top')).equals(before));
+  assert.equal(engine.graph.find('top').children.find(({ name }) => name === 'backing')?.nodeName, 'base');
+  await assert.rejects(execute('block-commit', { device: 'top', 'top-node': 'base' }), /no backing to commit into/);
+  await assert.rejects(execute('block-commit', { device: 'top', 'base-node': 'middle' }), /not in the backing chain/);
+  await user.release();
+});
+
+test('block-commit: the first I/O error of the base ends the job, not the write; everything stays as it was', async (t) => {
+  const { add, use, content, execute, event, engine } = runOf(t);
+  await add({ driver: 'blkdebug', 'node-name': 'base', image: { driver: 'memory', size } });
+  await add(overlay('top', 'base'));
+  const user = await use('top');
+  await write(user, 0, size, 1);
+  await execute('block-commit', { device: 'top' });
+  await event('BLOCK_JOB_READY', 'top');
+  await engine.graph
+    .find('base')
+    .node.control?.({ action: 'add-fault', fault: { operation: 'write', errno: 'EIO', count: 1 } });
+  await write(user, 8192, 4096, 2);
+  const expected = Buffer.alloc(size, 1).fill(2, 8192, 12_288);
+  assert.match(String((await event('BLOCK_JOB_COMPLETED', 'top')).error), /injected EIO/);
+  assert.equal(user.nodeName, 'top');
+  assert.ok((await content('top')).equals(expected));
+  await user.release();
+});
