@@ -157,6 +157,11 @@ export interface StreamReceiver {
   space(): Uint8Array;
   /** `count` bytes now stand at the start of the last `space()`. */
   received(count: number): void;
+  /**
+   * The other side sends no more, and may still read. Where this is given the stream lives on until `end` is called;
+   * else it ends by itself. A host that cannot tell the two ends apart calls `ended` alone.
+   */
+  inputEnded?(): void;
   /** The last call: the other side closed (`null`), or the connection broke (the error). Also after `destroy`. */
   ended(error: Error | null): void;
 }

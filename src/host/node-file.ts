@@ -14,6 +14,7 @@ import type { FileIo, HostFile, HostFileLocks } from './host.ts';
 import { deviceBlock, sizeOfDevice } from './node-device.ts';
 import { DirectIo } from './node-direct.ts';
 import { Pace } from './node-pace.ts';
+import type { RunQueue } from './node-run-queue.ts';
 import { FileThreads, type ThreadPool } from './node-threads.ts';
 import {
   discardBlocks,
@@ -54,7 +55,7 @@ export class NodeFile implements HostFile {
   readonly #calls: SystemCalls | null;
   /** how to read and write past the page cache, if the file was opened so */
   readonly #direct: DirectIo | null;
-  readonly #pace = new Pace();
+  readonly #pace: Pace;
   readonly #alwaysThreads: boolean;
   readonly #threads: FileThreads;
   /** those under way, the oldest first, and when they began */
@@ -63,7 +64,7 @@ export class NodeFile implements HostFile {
   #fd: number;
 
   /** @throws BlockError not-supported: direct I/O without system calls */
-  constructor(opened: OpenedFile, pool: ThreadPool, calls: SystemCalls | null) {
+  constructor(opened: OpenedFile, pool: ThreadPool, queue: RunQueue, calls: SystemCalls | null) {
     const { path, kind, handle } = opened;
     this.path = path;
     this.kind = kind;
@@ -71,6 +72,7 @@ export class NodeFile implements HostFile {
     this.#fd = handle.fd;
     this.#device = opened.device;
     this.#calls = calls;
+    this.#pace = new Pace(queue);
     this.#threads = new FileThreads(handle.fd, pool, this.#pace);
     this.blockLength = kind === 'block' && calls !== null ? deviceBlock(handle.fd, calls) : 1;
     if (opened.direct && calls === null) throw noDirect(path, 'koffi has no binary for this machine');

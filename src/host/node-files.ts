@@ -5,6 +5,7 @@ import { BlockError, toBlockError } from '../util/errors.ts';
 import type { FileStat, HostFile, HostFiles, OpenHow } from './host.ts';
 import { isReadOnlyDevice, sizeOfDevice } from './node-device.ts';
 import { NodeFile, noDirect } from './node-file.ts';
+import { RunQueue } from './node-run-queue.ts';
 import { ThreadPool } from './node-threads.ts';
 import type { SystemCalls } from './system-calls.ts';
 
@@ -12,6 +13,7 @@ import type { SystemCalls } from './system-calls.ts';
 export class NodeFiles implements HostFiles {
   readonly #calls: SystemCalls | null;
   readonly #pool = new ThreadPool();
+  readonly #queue = new RunQueue();
 
   constructor(calls: SystemCalls | null) {
     this.#calls = calls;
@@ -35,7 +37,7 @@ export class NodeFiles implements HostFiles {
           if (isReadOnlyDevice(handle.fd, this.#calls)) throw new BlockError('read-only', `${path}: read-only device`);
         }
         const opened = { path, kind, handle, device: stat.rdev, direct, threads: how.threads === true };
-        return new NodeFile(opened, this.#pool, this.#calls);
+        return new NodeFile(opened, this.#pool, this.#queue, this.#calls);
       } catch (error) {
         await handle.close();
         throw error;

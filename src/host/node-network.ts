@@ -271,6 +271,10 @@ class NodeStream implements HostStream {
 
   /** The other side will send no more. What is pending, and what the receiver sends in its `ended`, still goes out. */
   #otherSideEnded(): void {
+    if (this.#receiver?.inputEnded !== undefined && !this.#ending && this.#reading !== 'over') {
+      this.#receiver.inputEnded();
+      return;
+    }
     this.#over(null);
     this.#ending = true;
     this.#socket.end(() => this.#socket.destroy());

@@ -6,15 +6,16 @@
  * cache would, what it takes beyond that is a debt, quick calls pay it off, and a debt above the limit moves the file
  * to threads. There a call at once is tried now and then, unless the device is so slow that even one would be felt.
  */
+import type { RunQueue } from './node-run-queue.ts';
 
 /** What the cache takes for a call, milliseconds: cached calls take 3 to 12 µs here, of a cold disk 40 at least. */
 const quickMs = 0.03;
 /** What it takes besides for each byte: 2 GB a second, which memory copies far surpass. */
 const quickMsPerByte = 1 / (2 * 1024 * 1024);
-/**
- * More than the scheduler takes a thread off its processor for, so that a busy machine does not look like a slow disk.
- */
+/** Beyond what a busy machine adds to some calls: one stall, or some hundred reads of a cold disk. */
 const debtMsMax = 20;
+/** A call that took so much longer may have been off its processor: that time is asked for and not counted. */
+const suspiciousMs = 0.5;
 /** One call in so many is tried at once. */
 const trialEvery = 64;
 /** A device whose calls take longer than this is not tried. */
@@ -30,10 +31,16 @@ export class Pace {
   private quickTrials = 0;
   /** moving average of what calls on threads take */
   private threadMs = 0;
+  private readonly queue: Pick<RunQueue, 'sinceLast'>;
+
+  constructor(queue: Pick<RunQueue, 'sinceLast'>) {
+    this.queue = queue;
+  }
 
   /** A call at once of `length` bytes has taken `ms`. */
   took(ms: number, length: number): void {
-    const over = ms - quickMs - length * quickMsPerByte;
+    let over = ms - quickMs - length * quickMsPerByte;
+    if (over > suspiciousMs) over = Math.max(0, over - this.queue.sinceLast());
     if (this.slow) {
       this.quickTrials = over > 0 ? 0 : this.quickTrials + 1;
       if (this.quickTrials === quickTrialsMin) this.slow = false;
