@@ -146,11 +146,15 @@ class QmpSession implements StreamReceiver {
     this.#work();
   }
 
-  ended(error: Error | null): void {
+  inputEnded(): void {
     this.#inputEnded = true;
+    if (!this.#running) this.#end();
+  }
+
+  ended(error: Error | null): void {
     this.#finished.resolve();
     if (error !== null) this.#leave();
-    else if (!this.#running) this.#end();
+    else this.inputEnded();
   }
 
   /** Runs what is queued, one command after the other. */

@@ -181,6 +181,19 @@ test('a client that sends faster than its commands run is not read without end',
   assert.deepEqual(await client.next(), { return: { text: 'x'.repeat(1000) } });
 });
 
+test('a client that sends no more is answered everything it asked, then hung up', async (t) => {
+  const { target, path } = await setting(t);
+  const client = await negotiated(t, path);
+  client.send('{"execute": "slow", "id": 1}{"execute": "echo", "id": 2}');
+  client.socket.end();
+  await until(() => target.calls.includes('slow'));
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  target.release();
+  assert.equal((await client.next()).id, 1);
+  assert.equal((await client.next()).id, 2);
+  await client.closed;
+});
+
 test('close answers the command that runs, drops those behind it, hangs up and removes the socket', async (t) => {
   const { target, server, path } = await setting(t);
   const client = await negotiated(t, path);
