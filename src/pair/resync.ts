@@ -34,6 +34,8 @@ interface Work {
   readonly what: 'compare' | 'copy';
   stopped: boolean;
   doneBytes: number;
+  /** a copy: more was marked meanwhile, perhaps on a disk whose job has ended */
+  again: boolean;
   /** ends when nothing of it is under way; never rejects */
   ended: Promise<void>;
 }
@@ -64,8 +66,9 @@ export class SyncWork {
     );
   }
 
-  /** Copies what the bitmaps of all disks miss. Refused while something runs. */
+  /** Copies what the bitmaps of all disks miss. While a copy runs: once more after it, then told once. */
   startCopy(targetIsZero: boolean): void {
+    if (this.#work?.what === 'copy') this.#work.again = true;
     this.#start(
       'copy',
       (work) => this.#copy(work, targetIsZero),
@@ -122,12 +125,19 @@ export class SyncWork {
 
   #start(what: Work['what'], run: (work: Work) => Promise<void>, done: () => void): void {
     if (this.#work !== null) return;
-    const work: Work = { what, stopped: false, doneBytes: 0, ended: Promise.resolve() };
+    const work: Work = { what, stopped: false, doneBytes: 0, again: false, ended: Promise.resolve() };
     this.#work = work;
-    work.ended = run(work).then(
+    work.ended = this.#repeat(work, run).then(
       () => this.#end(work, done),
       (error: unknown) => this.#end(work, () => this.#events.failed(toBlockError(error).message)),
     );
+  }
+
+  async #repeat(work: Work, run: (work: Work) => Promise<void>): Promise<void> {
+    do {
+      work.again = false;
+      await run(work);
+    } while (work.again && !work.stopped);
   }
 
   #end(work: Work, tell: () => void): void {

@@ -63,3 +63,25 @@ test('pair 12: a primary whose last sync failed saves no mark of a clean stop', 
   await pair.world.complete(pair.side('alpha').daemon.stop());
   assert.equal(pair.side('alpha').daemon.state.record.cleanStop, null);
 });
+
+test('pair 8: a range of one disk that diverges while another disk is made good is made good too', async () => {
+  const pair = await paired(206, { disks: ['a', 'b'] });
+  const fail = async (disk: string): Promise<void> => {
+    const user = await pair.connect('alpha', disk);
+    const fault = pair.world.fault('alpha', { operation: 'write', path: `/data/${disk}.img`, errno: 'EIO', count: 1 });
+    await assert.rejects(pair.world.complete(user.write(0)), /EIO/);
+    fault.remove();
+    user.client.destroy('gone');
+  };
+  const slow = pair.world.fault('alpha', { operation: 'read', path: '/data/a.img', delayMs: 5000 });
+  await fail('a');
+  await pair.until(() => slow.met > 0);
+  await fail('b');
+  const missing = async (): Promise<number[]> => (await pair.status('alpha')).disks.map((disk) => disk.missingBytes);
+  assert.deepEqual((await missing()).map(Boolean), [true, true]);
+  slow.remove();
+  await pair.world.complete(pair.sleep(20_000));
+  assert.deepEqual(await missing(), [0, 0]);
+  assert.equal(pair.phase('alpha'), 'in-step');
+  pair.assertEqual();
+});
