@@ -11,6 +11,7 @@ import type { NbdExportDirectory, NbdServerExport } from '../nbd/backend.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { defaultServer } from '../qmp/schema/export.ts';
 import { BlockError } from '../util/errors.ts';
+import type { ExportStats } from './export-stats.ts';
 import { NbdExport } from './nbd-export.ts';
 
 export interface ServerStart {
@@ -52,6 +53,7 @@ export interface ExportInfo {
   readonly writable: boolean;
   readonly shuttingDown: boolean;
   readonly connections: number;
+  readonly stats: ExportStats;
 }
 
 export interface ServerInfo {
@@ -209,17 +211,20 @@ export class ExportList implements Devices {
   }
 
   list(): ExportInfo[] {
-    return [...this.#entries.values()]
-      .filter((entry) => entry.export !== null)
-      .map(({ add, name, server, closing }) => ({
-        id: add.id,
-        nodeName: add.nodeName,
-        name,
-        server: server.name,
-        writable: add.writable ?? false,
-        shuttingDown: closing !== null,
-        connections: server.nbd.connections(name),
-      }));
+    return [...this.#entries.values()].flatMap(({ add, name, server, closing, export: exported }) =>
+      exported === null
+        ? []
+        : {
+            id: add.id,
+            nodeName: add.nodeName,
+            name,
+            server: server.name,
+            writable: add.writable ?? false,
+            shuttingDown: closing !== null,
+            connections: server.nbd.connections(name),
+            stats: exported.stats,
+          },
+    );
   }
 
   /** An export of that id, else of that name on any server. */

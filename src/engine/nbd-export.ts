@@ -14,6 +14,7 @@ import type { NbdServer } from '../nbd/server.ts';
 import { BlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import type { Done } from '../util/later.ts';
+import { ExportStats } from './export-stats.ts';
 
 export interface NbdExportOptions {
   /** the export's id in QMP */
@@ -50,6 +51,7 @@ export class NbdExport implements NbdServerExport {
   readonly blockSizes = blockSizes;
   readonly backend: NbdBackend;
   readonly server: NbdServer;
+  readonly stats: ExportStats;
   readonly #root: NodeBackend;
   readonly #parent: ExportParent;
   #closing: Promise<void> | null = null;
@@ -64,6 +66,7 @@ export class NbdExport implements NbdServerExport {
     this.multiConn = options.multiConn ?? !this.ordered;
     this.server = options.server;
     this.backend = root;
+    this.stats = root.stats;
     this.#root = root;
     this.#parent = parent;
   }
@@ -137,6 +140,7 @@ class ExportParent implements BlockParent {
 
 /** The node that stands below the export now, as the backend of its sessions. */
 class NodeBackend implements NbdBackend {
+  readonly stats = new ExportStats();
   readonly #use: RootUse;
   readonly #writethrough: WriteFlags;
 
@@ -150,22 +154,27 @@ class NodeBackend implements NbdBackend {
   }
 
   read(offset: number, into: Uint8Array): Done {
+    this.stats.read(into.length);
     return this.#use.node.read(offset, into);
   }
 
   write(offset: number, from: Uint8Array, flags: WriteFlags): Done {
+    this.stats.written(offset, from.length);
     return this.#use.node.write(offset, from, flags | this.#writethrough);
   }
 
   writeZeroes(offset: number, length: number, flags: WriteFlags): Done {
+    this.stats.written(offset, length);
     return this.#use.node.writeZeroes(offset, length, flags | this.#writethrough);
   }
 
   discard(offset: number, length: number): Done {
+    this.stats.discarded(length);
     return this.#use.node.discard(offset, length);
   }
 
   flush(): Done {
+    this.stats.flushes += 1;
     return this.#use.node.flush();
   }
 

@@ -4,10 +4,11 @@ import type { Graph, NodeInfo } from '../../block/graph-view.ts';
 import type { ReopenRequest } from '../../block/reopen.ts';
 import type { Host } from '../../host/host.ts';
 import type { Handlers } from '../../qmp/command.ts';
-import type { blockDeviceInfo, blockdevOptions, blockSchema } from '../../qmp/schema/block.ts';
+import type { blockDeviceInfo, blockdevOptions, blockSchema, blockStats } from '../../qmp/schema/block.ts';
 import { BlockError } from '../../util/errors.ts';
 import { sameJson } from '../../util/json.ts';
 import type { Engine } from '../engine.ts';
+import type { ExportInfo } from '../exports.ts';
 
 export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
   const { graph } = engine;
@@ -38,17 +39,70 @@ export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
       graph.blockers.check(name, 'resize');
       return graph.resize(name, size);
     },
-    'query-named-block-nodes': () => {
-      const nodes = graph.list();
-      const byName = new Map(nodes.map((node) => [node.nodeName, node]));
-      return Promise.all(
-        nodes.map(async (node) =>
-          describeNode(node, byName, await allocatedBytes(engine.host, filenameOf(node, byName))),
-        ),
+    'query-named-block-nodes': () => describeNodes(engine, graph.list()),
+    'query-block': async () => {
+      const exports = engine.exports.list();
+      const nodes = await describeNodes(
+        engine,
+        exports.map(({ nodeName }) => graph.find(nodeName)),
       );
+      return exports.flatMap(({ id }, i) => {
+        const inserted = nodes[i];
+        return inserted === undefined
+          ? []
+          : { device: id, type: 'unknown' as const, removable: false, locked: false, inserted };
+      });
+    },
+    'query-blockstats': (args) => (args['query-nodes'] === true ? [] : engine.exports.list().map(describeStats)),
+  };
+}
+
+function describeNodes(engine: Engine, nodes: readonly NodeInfo[]): Promise<z.input<typeof blockDeviceInfo>[]> {
+  const byName = new Map(engine.graph.list().map((node) => [node.nodeName, node]));
+  return Promise.all(
+    nodes.map(async (node) => describeNode(node, byName, await allocatedBytes(engine.host, filenameOf(node, byName)))),
+  );
+}
+
+/** QEMU's BlockStats. What is not measured is 0. */
+function describeStats({ id, nodeName, stats }: ExportInfo): z.input<typeof blockStats> {
+  return {
+    device: id,
+    'node-name': nodeName,
+    stats: {
+      rd_bytes: stats.readBytes,
+      wr_bytes: stats.writtenBytes,
+      unmap_bytes: stats.discardedBytes,
+      rd_operations: stats.reads,
+      wr_operations: stats.writes,
+      flush_operations: stats.flushes,
+      unmap_operations: stats.discards,
+      wr_highest_offset: stats.writtenEnd,
+      ...unmeasured,
     },
   };
 }
+
+const unmeasured = {
+  rd_total_time_ns: 0,
+  wr_total_time_ns: 0,
+  flush_total_time_ns: 0,
+  unmap_total_time_ns: 0,
+  rd_merged: 0,
+  wr_merged: 0,
+  unmap_merged: 0,
+  failed_rd_operations: 0,
+  failed_wr_operations: 0,
+  failed_flush_operations: 0,
+  failed_unmap_operations: 0,
+  invalid_rd_operations: 0,
+  invalid_wr_operations: 0,
+  invalid_flush_operations: 0,
+  invalid_unmap_operations: 0,
+  account_invalid: false,
+  account_failed: false,
+  timed_stats: [],
+};
 
 /** @throws BlockError invalid-option if anything but `read-only` differs from what the node was made with */
 function reopenRequest(graph: Graph, given: z.output<typeof blockdevOptions>): ReopenRequest {

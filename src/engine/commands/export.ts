@@ -36,6 +36,9 @@ export function exportCommands(engine: Engine): Handlers<typeof exportSchema> {
         multiConn: args['multi-conn'],
       }),
     'block-export-del': ({ id, mode }) => exports.remove(id, mode),
+    'nbd-server-add': ({ device, name = device, ...more }) =>
+      exports.add({ id: name, nodeName: device, name, ...more }),
+    'nbd-server-remove': ({ name, mode }) => exports.remove(name, mode),
     'query-block-exports': () =>
       exports.list().map((one) => ({
         id: one.id,

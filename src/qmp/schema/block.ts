@@ -3,7 +3,7 @@
  */
 import { z } from 'zod';
 import { defineCommand } from '../command.ts';
-import { nodeName, nothing, size } from './common.ts';
+import { noArguments, nodeName, nothing, size } from './common.ts';
 
 /** What every driver takes is the graph's; the rest is checked by the driver itself, which names the field too. */
 export const blockdevOptions = z
@@ -50,6 +50,54 @@ export const blockDeviceInfo = z
     info: z.record(z.string(), z.unknown()).optional().describe('what the driver tells of itself (ours)'),
   })
   .meta({ id: 'BlockDeviceInfo' });
+
+export const blockInfo = z
+  .strictObject({
+    device: z.string().describe('id of the export: what stands on a node here as a guest’s device does in QEMU'),
+    type: z.literal('unknown'),
+    removable: z.boolean(),
+    locked: z.boolean(),
+    inserted: blockDeviceInfo.describe('the node below it'),
+  })
+  .meta({ id: 'BlockInfo' });
+
+const counter = z.int().min(0);
+export const blockStats = z
+  .strictObject({
+    device: z.string().describe('id of the export'),
+    'node-name': nodeName,
+    stats: z
+      .strictObject({
+        rd_bytes: counter,
+        wr_bytes: counter.describe('zeroes included'),
+        unmap_bytes: counter,
+        rd_operations: counter,
+        wr_operations: counter,
+        flush_operations: counter,
+        unmap_operations: counter,
+        wr_highest_offset: counter.describe('end of the highest byte written'),
+        rd_total_time_ns: counter.describe('not measured: 0, as are all members below'),
+        wr_total_time_ns: counter,
+        flush_total_time_ns: counter,
+        unmap_total_time_ns: counter,
+        rd_merged: counter,
+        wr_merged: counter,
+        unmap_merged: counter,
+        failed_rd_operations: counter,
+        failed_wr_operations: counter,
+        failed_flush_operations: counter,
+        failed_unmap_operations: counter,
+        invalid_rd_operations: counter,
+        invalid_wr_operations: counter,
+        invalid_flush_operations: counter,
+        invalid_unmap_operations: counter,
+        account_invalid: z.boolean(),
+        account_failed: z.boolean(),
+        timed_stats: z.array(z.never()),
+      })
+      .meta({ id: 'BlockDeviceStats' }),
+  })
+  .meta({ id: 'BlockStats' });
 
 export const blockSchema = [
   defineCommand({
@@ -99,5 +147,19 @@ export const blockSchema = [
       flat: z.boolean().optional().describe('leaves backing images out of `image`; they are never in it'),
     }),
     returns: z.array(blockDeviceInfo),
+  }),
+  defineCommand({
+    name: 'query-block',
+    summary: 'What stands on the nodes: here every export, with the node below it.',
+    arguments: noArguments,
+    returns: z.array(blockInfo),
+  }),
+  defineCommand({
+    name: 'query-blockstats',
+    summary: 'What the clients of each export have asked for.',
+    arguments: z.strictObject({
+      'query-nodes': z.boolean().optional().describe('nodes instead of exports; nodes count nothing'),
+    }),
+    returns: z.array(blockStats),
   }),
 ] as const;

@@ -103,6 +103,24 @@ export const exportSchema = [
     returns: nothing,
   }),
   defineCommand({
+    name: 'nbd-server-add',
+    summary: 'Exports a node on the NBD server, as older clients say it: `block-export-add` with the name as its id.',
+    arguments: z.strictObject({
+      device: nodeName.describe('node that is exported'),
+      name: id.optional().describe('name that clients ask for, and id of the export (default: the device)'),
+      description: nbdString.optional().describe('free text for people'),
+      writable: z.boolean().optional().describe('clients may write (default false)'),
+      server: serverName,
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'nbd-server-remove',
+    summary: 'Takes an export away by its name, as `block-export-del` does.',
+    arguments: z.strictObject({ name: id, mode: z.enum(['safe', 'hard']).optional().describe('default `safe`') }),
+    returns: nothing,
+  }),
+  defineCommand({
     name: 'query-block-exports',
     summary: 'All exports.',
     arguments: noArguments,
