@@ -88,6 +88,13 @@ function parse(argv: readonly string[]): Action {
     'without the other side; what it may have that this side has not is lost if it never returns',
   );
 
+  command<{ data: string; json?: boolean }>('doctor', 'what this machine offers to disks', async (options) => {
+    const { doctor } = await import('./doctor.ts');
+    return doctor(createHost(), options.data, { json: options.json === true });
+  })
+    .option('-d, --data <dir>', 'folder where disks are to be', 'data')
+    .option('--json', 'as JSON: an array with an object for each check');
+
   // Its arguments are those of qemu-storage-daemon, which are not commander's way.
   program
     .command('storage-daemon', { hidden: false })
