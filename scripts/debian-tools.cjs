@@ -19,6 +19,8 @@ const packages = [
   { name: 'e2fsprogs', commands: ['mkfs.ext4'], use: 'test' },
   { name: 'mount', commands: ['losetup', 'mount'], use: 'test' },
   { name: 'util-linux', commands: ['unshare'], use: 'test' },
+  { name: 'iproute2', commands: ['ip'], use: 'test' },
+  { name: 'netcat-openbsd', commands: ['nc.openbsd'], use: 'test' },
   { name: 'gcc', commands: ['gcc'], use: 'bench' },
   { name: 'libc6-dev', file: '/usr/include/stdio.h', use: 'bench' },
 ];
