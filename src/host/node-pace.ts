@@ -16,12 +16,16 @@ const quickMsPerByte = 1 / (2 * 1024 * 1024);
 const debtMsMax = 20;
 /** A call that took so much longer may have been off its processor: that time is asked for and not counted. */
 const suspiciousMs = 0.5;
+/** After so many calls it is asked for in any case, so that little of it is older than the call it is taken from. */
+const askEvery = 256;
 /** One call in so many is tried at once. */
 const trialEvery = 64;
 /** A device whose calls take longer than this is not tried. */
 const trialMsMax = 1;
 /** So many trials in a row have to be quick. */
 const quickTrialsMin = 8;
+/** Keeps the count a small integer; a multiple of both above. */
+const countMask = 0xffff;
 
 export class Pace {
   /** calls belong on a thread */
@@ -35,12 +39,15 @@ export class Pace {
 
   constructor(queue: Pick<RunQueue, 'sinceLast'>) {
     this.queue = queue;
+    queue.sinceLast();
   }
 
   /** A call at once of `length` bytes has taken `ms`. */
   took(ms: number, length: number): void {
     let over = ms - quickMs - length * quickMsPerByte;
+    this.calls = (this.calls + 1) & countMask;
     if (over > suspiciousMs) over = Math.max(0, over - this.queue.sinceLast());
+    else if (this.calls % askEvery === 0) this.queue.sinceLast();
     if (this.slow) {
       this.quickTrials = over > 0 ? 0 : this.quickTrials + 1;
       if (this.quickTrials === quickTrialsMin) this.slow = false;
@@ -58,7 +65,7 @@ export class Pace {
 
   /** Asked for each call while slow: shall this one be made at once, to see how that goes? */
   mayTry(): boolean {
-    this.calls += 1;
+    this.calls = (this.calls + 1) & countMask;
     return this.calls % trialEvery === 0 && this.threadMs < trialMsMax;
   }
 
