@@ -248,7 +248,8 @@ class Connection {
   }
 
   #received(bytes: Uint8Array): void {
-    this.#heardMs = this.#host.clock.now();
+    // A stranger has so long for its hello, however slowly it comes: else a few of them would hold all places.
+    if (this.#greeted) this.#heardMs = this.#host.clock.now();
     try {
       let from = 0;
       for (let at = bytes.indexOf(10); at >= 0 && !this.#ended; at = bytes.indexOf(10, from)) {
@@ -298,6 +299,7 @@ class Connection {
     const theirs = decodeHello(line);
     agreeVersion(theirs.versions);
     this.#greeted = true;
+    this.#heardMs = this.#host.clock.now();
     this.#handlers.hello(theirs);
   }
 

@@ -395,3 +395,11 @@ function stepOn(state: PairState, one: PairEvent | 'done' | 'failed'): Decision 
   if (one === 'done') return decide(state, { type: 'plan-done', plan: state.plan }, fresh);
   return decide(state, { type: 'plan-failed', plan: state.plan, step: 'commit', error: 'x' }, fresh);
 }
+
+test('pair 18: a stop that came while a session began does not wait for its sync', () => {
+  const state = stateIn('going-alone', { session: agreed, serving: true, plan: 'go-alone', stopWanted: true });
+  const begun = on(state, { type: 'plan-done', plan: 'go-alone' });
+  assert.ok(['comparing', 'attaching', 'stopping'].includes(begun.state.phase));
+  const proven = { session: agreed, serving: true, plan: 'mark', stopWanted: true } as const;
+  assert.equal(on(stateIn('attaching', proven), { type: 'plan-done', plan: 'mark' }).state.phase, 'stopping');
+});

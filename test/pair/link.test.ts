@@ -144,3 +144,22 @@ test('a message that is none ends the connection with a sentence', async () => {
   await world.run(() => !b.up, 5000);
   assert.match(b.events.join('\n'), /lost: the peer sent .*dance/);
 });
+
+test('a stranger that never ends its hello gives its place back', async () => {
+  const world = new World(31);
+  const beta = new Seen(world.host('beta'), 'beta', 'alpha');
+  await world.complete(beta.link.start());
+  const strange = world.host('strange');
+  const ended: number[] = [];
+  for (let one = 0; one < 8; one++) {
+    const stream = await world.complete(strange.network.connect(address('beta'), 1000));
+    stream.start({ space: () => new Uint8Array(4096), received: () => undefined, ended: () => ended.push(one) });
+    const trickle = (): void => {
+      if (ended.includes(one)) return;
+      void stream.send(new TextEncoder().encode('{'));
+      strange.clock.after(100, trickle);
+    };
+    trickle();
+  }
+  await world.run(() => ended.length === 8, 5000);
+});
