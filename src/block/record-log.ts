@@ -9,7 +9,8 @@
  * A *life* is a stretch of the file with a salt of its own. An opening that appends begins one; so does whoever wants the
  * space of old records back: no life is ever written over, its space is free once the superblock does not list it any
  * more and nobody reads there. Invariants:
- * - a record counts only if it chains, from the salt of a life in the superblock, through every record before it;
+ * - a record counts only if it chains, from the salt of a life in the superblock, through every record before it; so an
+ *   append is done only when those before it are;
  * - a life that has ended is durable before the superblock says so (or the log syncs nothing at all);
  * - the first record after a sync stands in a physical block that no synced byte is in;
  * - after a failed append or sync nothing is appended and no sync succeeds, until the log was opened anew.
@@ -101,6 +102,8 @@ export class RecordLog {
   private readonly reads = new Set<Promise<void>>();
   /** what the lives before the last restart took: the file keeps room for as much again */
   private droppedBytes = 0;
+  /** the last append that is not done yet */
+  private lastUnderWay: Promise<void> | null = null;
   private scratch: Uint8Array | null = null;
   private readonly header: RecordHeader;
 
@@ -240,7 +243,7 @@ export class RecordLog {
       } catch (error) {
         throw this.fail(error, 'append to');
       }
-      if (done === undefined) return undefined;
+      if (done === undefined && this.lastUnderWay === null) return undefined;
       return this.whenWritten(done);
     }
     return this.whenWritten(
@@ -251,10 +254,12 @@ export class RecordLog {
     );
   }
 
-  private whenWritten(done: Promise<void>): Promise<void> {
+  /** An append is done when all before it are: a torn one takes those behind it along when the process ends. */
+  private whenWritten(done: Done): Promise<void> {
     this.scratch = null; // it is being written; the next append takes another
-    const written = done.then(
+    const written = Promise.all([this.lastUnderWay, done]).then(
       () => {
+        if (this.lastUnderWay === written) this.lastUnderWay = null;
         // An append that failed before this one was written leaves a gap that this one stands behind.
         if (this.failed !== null) throw this.failed;
       },
@@ -262,6 +267,7 @@ export class RecordLog {
         throw this.fail(error, 'append to');
       },
     );
+    this.lastUnderWay = written;
     this.syncs.track(written);
     return written;
   }
@@ -454,16 +460,18 @@ export class RecordLog {
     if (this.lost !== null) return Promise.reject(this.lostError());
     const { durable, bootId, generation } = this.options;
     const { lives, clean } = this;
-    this.changed = true;
     const ended = lives.findLast(({ end }) => end !== null)?.end?.sequence ?? 0;
     const before = this.syncs.underWay();
+    const isFirst = !this.changed;
+    this.changed = true;
     const write = async (): Promise<void> => {
       await before;
       if (this.failed !== null) throw this.failed;
       const mustSync = durable || clean !== this.superblock.clean;
       try {
-        // What was found at the opening may be nowhere but in the page cache, like what was appended since.
-        if (durable && ended > this.syncs.syncedTo) {
+        // What was found at the opening, the newer superblock among it, may be nowhere but in the page cache; so may what
+        // was appended since.
+        if (durable && (isFirst || ended > this.syncs.syncedTo)) {
           await this.file.flush();
           this.syncs.raise(ended);
         }

@@ -122,7 +122,8 @@ async function openShadow(
         if (!isWhole || !isRange(header.offset, header.length, length) || header.offset % granularity !== 0) {
           throw new BlockError('bad-image', `${where}: record ${header.sequence} is about no blocks of it`);
         }
-        enter(index, granularity, header.offset, header.length, isZero ? -position : position);
+        const at = isZero ? recordHeaderBytes - position : position;
+        enter(index, granularity, header.offset, header.length, at);
       };
     },
   );
@@ -356,7 +357,7 @@ class Shadow implements DriverNode, Epochal {
     const { log } = this;
     if (length === 0) return undefined;
     const done = log.append(kind, this.epoch, offset, length, payload);
-    const position = kind === recordKinds.zero ? -log.appendedAt : log.appendedAt;
+    const position = kind === recordKinds.zero ? recordHeaderBytes - log.appendedAt : log.appendedAt;
     if (done === undefined) return void enter(this.index, this.granularity, offset, length, position);
     return done.then(() => enter(this.index, this.granularity, offset, length, position));
   }
