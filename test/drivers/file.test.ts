@@ -171,6 +171,48 @@ test('requests that the page cache answers are answered at once', async (t) => {
   await graph.close();
 });
 
+test('a discard that may take long is not waited for, but what comes after it on its range waits', async (t) => {
+  const filename = await image(t);
+  truncateSync(filename, 256 * size);
+  const { graph } = testGraph();
+  await graph.add({ driver: 'file', 'node-name': 'f', filename, discard: 'unmap' });
+  const { node } = graph.find('f');
+  const block = new Uint8Array(4096).fill(5);
+  assert.ok(node.discard(0, 128 * size) instanceof Promise);
+  const overlapping = node.write(0, block, 0);
+  assert.ok(overlapping instanceof Promise);
+  assert.equal(node.write(200 * size, block, 0), undefined, 'others pass');
+  await overlapping;
+  const found = new Uint8Array(4096);
+  await node.read(0, found);
+  assert.deepEqual(found, block);
+  await graph.close();
+});
+
+test('a full disk is ENOSPC on threads too, and loses nothing that was answered', async (t) => {
+  const path = join(await smallDisk(t, size / 2), 'disk.img');
+  writeFileSync(path, '');
+  truncateSync(path, size);
+  for (const more of [{ io: 'async' }, { cache: { direct: true } }]) {
+    const { graph } = testGraph();
+    await graph.add({ driver: 'file', 'node-name': 'f', filename: path, discard: 'unmap', ...more });
+    const { node } = graph.find('f');
+    await node.discard(0, size);
+    const blocks = Array.from({ length: 16 }, (_, i) => new Uint8Array(65_536).fill(i + 1));
+    const written = await Promise.allSettled(blocks.map(async (block, i) => await node.write(i * 65_536, block, 0)));
+    const failed = written.filter((result) => result.status === 'rejected');
+    assert.ok(failed.length > 0 && failed.length < blocks.length, `${failed.length} failed`);
+    for (const { reason } of failed) assert.equal((reason as { code: string }).code, 'no-space');
+    for (const [i, block] of blocks.entries()) {
+      if (written[i]?.status === 'rejected') continue;
+      const found = new Uint8Array(65_536);
+      await node.read(i * 65_536, found);
+      assert.equal(Buffer.compare(found, block), 0, `block ${i}`);
+    }
+    await graph.close();
+  }
+});
+
 test('without system calls an image has no locks and no holes, and says so', async (t) => {
   const filename = await image(t);
   const { graph } = testGraph({ ...createHost(), files: new NodeFiles(null) });

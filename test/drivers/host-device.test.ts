@@ -133,6 +133,31 @@ test('a read-only device is refused to a writer, and opened so with auto-read-on
   await graph.close();
 });
 
+test('a device is claimed when it is reopened for writing, and let go when it is read-only again', async (t) => {
+  const { device } = await loopDevice(t, 16 * mib);
+  assert.equal((await run('mkfs.ext4', ['-q', device])).code, 0);
+  const folder = await temporaryFolder(t);
+  const mount = async (): Promise<number | null> => {
+    const mounted = await run('mount', [device, folder]);
+    if (mounted.code === 0) await run('umount', [folder]);
+    return mounted.code;
+  };
+  const { graph } = testGraph();
+  await graph.add({ driver: 'host_device', 'node-name': 'd', filename: device, 'read-only': true, discard: 'unmap' });
+  assert.equal(await mount(), 0);
+  await graph.reopen([{ nodeName: 'd', readOnly: false }]);
+  assert.notEqual(await mount(), 0);
+  const { node } = graph.find('d');
+  await node.write(0, new Uint8Array(4096).fill(1), writeFlags.fua);
+  await node.discard(mib, mib);
+  await graph.reopen([{ nodeName: 'd', readOnly: true }]);
+  await assert.rejects(async () => await node.write(0, new Uint8Array(4096), 0), { errno: 'EBADF' });
+  const found = new Uint8Array(4096);
+  await node.read(0, found);
+  assert.ok(found.every((byte) => byte === 1));
+  await graph.close();
+});
+
 test('what is no block device is refused, saying which driver is right', async (t) => {
   const filename = join(await temporaryFolder(t), 'f');
   assert.equal((await run('truncate', ['-s', '1M', filename])).code, 0);
