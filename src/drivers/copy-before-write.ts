@@ -146,6 +146,9 @@ export const copyBeforeWriteDriver = defineDriver({
       get length() {
         return child.node.length;
       },
+      get ordered() {
+        return child.node.ordered !== false;
+      },
       write: (offset, from, flags) => {
         // What is copied already and disturbs nobody takes no closure.
         if (lock.idle && isCopied(offset, from.length)) return child.node.write(offset, from, flags);

@@ -13,6 +13,7 @@ import { defaultServer } from '../qmp/schema/export.ts';
 import { BlockError } from '../util/errors.ts';
 import type { ExportStats } from './export-stats.ts';
 import { NbdExport } from './nbd-export.ts';
+import type { Stop } from './stopping-backend.ts';
 
 export interface ServerStart {
   readonly server?: string | undefined;
@@ -31,6 +32,8 @@ export interface ExportAdd {
   readonly server?: string | undefined;
   readonly ordered?: boolean | undefined;
   readonly multiConn?: 'auto' | 'on' | 'off' | undefined;
+  /** `stop`: a write that fails waits for `resume` */
+  readonly onWriteError?: 'report' | 'stop' | undefined;
 }
 
 interface Entry {
@@ -54,6 +57,8 @@ export interface ExportInfo {
   readonly shuttingDown: boolean;
   readonly connections: number;
   readonly stats: ExportStats;
+  /** why its writes wait; null: they do not */
+  readonly stop: Stop | null;
 }
 
 export interface ServerInfo {
@@ -111,8 +116,12 @@ class ServerEntry implements NbdExportDirectory {
   }
 }
 
+function isMade(entry: Entry): entry is Entry & { readonly export: NbdExport } {
+  return entry.export !== null;
+}
+
 function isOpen(entry: Entry): entry is Entry & { readonly export: NbdExport } {
-  return entry.export !== null && entry.closing === null;
+  return isMade(entry) && entry.closing === null;
 }
 
 export class ExportList implements Devices {
@@ -184,12 +193,14 @@ export class ExportList implements Devices {
     if (entry.closing !== null) throw new BlockError('shutting-down', `NBD server "${server.name}" is being stopped`);
   }
 
+  /** Tries again the writes of an export that wait because of an error. */
+  resume(id: string): void {
+    this.#made(id).export.resume();
+  }
+
   /** Resolves when the export is gone: its clients are hung up and their requests have ended. */
   async remove(id: string, mode: 'safe' | 'hard' = 'safe'): Promise<void> {
-    const entry = this.#entries.get(id);
-    if (entry === undefined || entry.export === null) {
-      throw new BlockError('node-not-found', `there is no export with id "${id}"`);
-    }
+    const entry = this.#made(id);
     const connections = entry.server.nbd.connections(entry.name);
     if (mode === 'safe' && connections > 0 && entry.closing === null) {
       throw new BlockError('in-use', `export "${id}" has ${connections} client(s); mode "hard" hangs them up`);
@@ -223,6 +234,7 @@ export class ExportList implements Devices {
             shuttingDown: closing !== null,
             connections: server.nbd.connections(name),
             stats: exported.stats,
+            stop: exported.stop,
           },
     );
   }
@@ -257,6 +269,14 @@ export class ExportList implements Devices {
     return server;
   }
 
+  #made(id: string): Entry & { readonly export: NbdExport } {
+    const entry = this.#entries.get(id);
+    if (entry === undefined || !isMade(entry)) {
+      throw new BlockError('node-not-found', `there is no export with id "${id}"`);
+    }
+    return entry;
+  }
+
   #open(add: ExportAdd, name: string, server: ServerEntry): Promise<NbdExport> {
     const multiConn = server.single || add.multiConn === 'off' ? false : add.multiConn === 'on' ? true : undefined;
     return NbdExport.open({
@@ -270,6 +290,18 @@ export class ExportList implements Devices {
       server: server.nbd,
       ordered: add.ordered ?? false,
       ...(multiConn === undefined ? {} : { multiConn }),
+      ...(add.onWriteError === 'stop' ? { stopped: (error: BlockError) => this.#tellStop(add, error) } : {}),
+    });
+  }
+
+  #tellStop(add: ExportAdd, error: BlockError): void {
+    this.#emit('BLOCK_IO_ERROR', {
+      id: add.id,
+      'node-name': add.nodeName,
+      operation: 'write',
+      action: 'stop',
+      nospace: error.code === 'no-space',
+      reason: error.message,
     });
   }
 

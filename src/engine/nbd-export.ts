@@ -15,6 +15,7 @@ import { BlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import type { Done } from '../util/later.ts';
 import { ExportStats } from './export-stats.ts';
+import { type Stop, StoppingBackend } from './stopping-backend.ts';
 
 export interface NbdExportOptions {
   /** the export's id in QMP */
@@ -33,6 +34,8 @@ export interface NbdExportOptions {
   readonly multiConn?: boolean;
   /** announces `blockstep:ordered` (pair.md 3); default false */
   readonly ordered?: boolean;
+  /** writes that fail wait for `resume`, and this is told why; without it, the client hears the error */
+  readonly stopped?: (error: BlockError) => void;
 }
 
 /** What a writable export lets others do: all but resize, like QEMU's. */
@@ -54,6 +57,7 @@ export class NbdExport implements NbdServerExport {
   readonly stats: ExportStats;
   readonly #root: NodeBackend;
   readonly #parent: ExportParent;
+  readonly #stopping: StoppingBackend | null;
   #closing: Promise<void> | null = null;
 
   private constructor(options: NbdExportOptions, root: NodeBackend, parent: ExportParent) {
@@ -65,10 +69,12 @@ export class NbdExport implements NbdServerExport {
     this.ordered = options.ordered ?? false;
     this.multiConn = options.multiConn ?? !this.ordered;
     this.server = options.server;
-    this.backend = root;
+    this.#stopping = options.stopped === undefined ? null : new StoppingBackend(root, options.stopped);
+    this.backend = this.#stopping ?? root;
     this.stats = root.stats;
     this.#root = root;
     this.#parent = parent;
+    parent.stopping = this.#stopping;
   }
 
   /**
@@ -86,10 +92,23 @@ export class NbdExport implements NbdServerExport {
       const text = `node "${options.nodeName}" keeps no order of requests: its export cannot be ordered`;
       throw new BlockError('invalid-option', text);
     }
+    if (options.ordered === true && options.stopped !== undefined) {
+      throw new BlockError('invalid-option', 'on-write-error: an ordered export reports errors');
+    }
     const parent = new ExportParent(options);
     const needs = permissionBits['consistent-read'] | (options.writable ? permissionBits.write : 0);
     const use = await options.graph.use(options.nodeName, parent, { needs, shares: shared });
     return new NbdExport(options, new NodeBackend(use, options.writethrough === true), parent);
+  }
+
+  /** Why its writes wait; null: they do not. */
+  get stop(): Stop | null {
+    return this.#stopping?.stop ?? null;
+  }
+
+  /** Tries again the writes that wait. */
+  resume(): void {
+    this.#stopping?.resume();
   }
 
   /** Hangs its clients up, waits for their requests, gives the node back. Take it out of the directory before. */
@@ -99,7 +118,9 @@ export class NbdExport implements NbdServerExport {
   }
 
   async #close(): Promise<void> {
-    await this.server.hangUp(this.name);
+    const hungUp = this.server.hangUp(this.name);
+    this.#stopping?.giveUp();
+    await hungUp;
     await this.#root.release();
     this.#parent.release();
   }
@@ -108,6 +129,7 @@ export class NbdExport implements NbdServerExport {
 /** The export as the graph sees it (a class of its own, because an export's `description` is for its clients). */
 class ExportParent implements BlockParent {
   readonly description: string;
+  stopping: StoppingBackend | null = null;
   readonly #server: NbdServer;
   readonly #name: string;
   #drains = 0;
@@ -122,12 +144,15 @@ class ExportParent implements BlockParent {
   drainBegin(): Done {
     if (this.#released) return undefined;
     this.#drains += 1;
-    return this.#server.pause(this.#name);
+    const noneAsked = this.#server.pause(this.#name);
+    // Of a stopped export clients may have requests that are not in flight in the node.
+    return this.stopping === null ? noneAsked : this.stopping.drainBegin();
   }
 
   drainEnd(): void {
     if (this.#released) return;
     this.#drains -= 1;
+    this.stopping?.drainEnd();
     this.#server.resume(this.#name);
   }
 

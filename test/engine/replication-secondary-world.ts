@@ -25,7 +25,7 @@ export interface SecondaryOptions {
 export class Secondary {
   readonly checked: CheckedEngine;
   readonly length: number;
-  private readonly socket: string;
+  readonly socket: string;
   private readonly clients: NbdClient[] = [];
 
   private constructor(checked: CheckedEngine, length: number, socket: string) {
@@ -121,7 +121,7 @@ export class Secondary {
     return this.until(`stage ${stage}`, async () => (await this.stage()) === stage);
   }
 
-  async client(exportName: 'd-local' | 'd-top'): Promise<NbdClient> {
+  async client(exportName: string): Promise<NbdClient> {
     const client = await NbdClient.connect(createHost(), { address: { type: 'unix', path: this.socket }, exportName });
     this.clients.push(client);
     return client;

@@ -34,7 +34,9 @@ export function exportCommands(engine: Engine): Handlers<typeof exportSchema> {
         server: args.server,
         ordered: args.ordered,
         multiConn: args['multi-conn'],
+        onWriteError: args['on-write-error'],
       }),
+    'x-block-export-resume': ({ id }) => exports.resume(id),
     'block-export-del': ({ id, mode }) => exports.remove(id, mode),
     'nbd-server-add': ({ device, name = device, ...more }) =>
       exports.add({ id: name, nodeName: device, name, ...more }),
@@ -49,6 +51,7 @@ export function exportCommands(engine: Engine): Handlers<typeof exportSchema> {
         server: one.server,
         writable: one.writable,
         connections: one.connections,
+        ...(one.stop === null ? {} : { stopped: { reason: one.stop.error.message, waiting: one.stop.waiting } }),
       })),
     'nbd-export-refuse': ({ name, reason, server }) => exports.refuse(name, reason, server),
   };

@@ -48,6 +48,13 @@ export const blockExportOptions = z
         .enum(['auto', 'on', 'off'])
         .optional()
         .describe('tells clients that several connections see one cache (ours; default auto)'),
+      'on-write-error': z
+        .enum(['report', 'stop'])
+        .optional()
+        .describe(
+          '`report` (default): the client hears the error; `stop`: a write that fails with EIO or ENOSPC, and every ' +
+            'later one, waits for `x-block-export-resume` (ours)',
+        ),
     }),
   ])
   .meta({ id: 'BlockExportOptions' });
@@ -86,6 +93,14 @@ export const exportSchema = [
     name: 'block-export-add',
     summary: 'Exports a node.',
     arguments: blockExportOptions,
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'x-block-export-resume',
+    summary:
+      'Tries again the writes of an export that wait because of `on-write-error: stop`, in order. It returns at once; ' +
+      'if one fails again, they wait on, and BLOCK_IO_ERROR comes again (ours).',
+    arguments: z.strictObject({ id }),
     returns: nothing,
   }),
   defineCommand({
@@ -135,6 +150,13 @@ export const exportSchema = [
           server: id.describe('NBD server it hangs on (ours)'),
           writable: z.boolean().describe('(ours)'),
           connections: size.describe('clients connected (ours)'),
+          stopped: z
+            .strictObject({
+              reason: z.string(),
+              waiting: size.describe('how many writes, zeroes and discards wait'),
+            })
+            .optional()
+            .describe('an error made its writes wait for `x-block-export-resume` (ours)'),
         })
         .meta({ id: 'BlockExportInfo' }),
     ),
@@ -157,5 +179,17 @@ export const exportEvents = [
     name: 'BLOCK_EXPORT_DELETED',
     summary: 'An export is gone and its id is free.',
     data: z.strictObject({ id }),
+  }),
+  defineEvent({
+    name: 'BLOCK_IO_ERROR',
+    summary: 'A write to an export with `on-write-error: stop` failed: its writes wait for `x-block-export-resume`.',
+    data: z.strictObject({
+      id: id.describe('the export (ours)'),
+      'node-name': nodeName,
+      operation: z.literal('write'),
+      action: z.literal('stop'),
+      nospace: z.boolean().describe('there is no space left below'),
+      reason: z.string().describe('the error, for people'),
+    }),
   }),
 ];
