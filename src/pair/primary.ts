@@ -405,7 +405,10 @@ function leaveSwitch(state: PairState, reason: string, given: Given): Decision {
   // The offer was not sent if it is not durable yet: a new generation takes it back in its own write.
   if (state.record.handingOver === null) return goAlone(state, given, reason);
   return {
-    state: { ...state, phase: 'handing-over', session: null },
+    ...answered(
+      { ...state, phase: 'handing-over', session: null },
+      `${reason}; ${state.self.peer} may be told of the handing over when it answers again`,
+    ),
     plan: plan('let-go', { do: 'set-mode', mode: 'held' }, { do: 'detach' }, dropLink(reason)),
   };
 }

@@ -259,6 +259,22 @@ test('pair 15: found handing over: serves after a refusal only, and is the targe
   assert.equal(committed(took)[0]?.role, 'secondary');
 });
 
+test('pair 15: a link lost while handing over answers the switch, and leaves `start --alone` possible', () => {
+  const offered: Partial<GroupRecord> = { handingOver: { id: idOf(2), number: 2 } };
+  const lost: PairEvent = { type: 'link-lost', reason: 'gone' };
+  for (const phase of ['switching', 'handing-over'] as const) {
+    const decision = on(stateIn(phase, { session: agreed, pending: 'switch' }, offered), lost);
+    assert.equal(decision.state.phase, 'handing-over');
+    assert.deepEqual(
+      decision.now?.map((step) => step.do),
+      ['answer'],
+      phase,
+    );
+    const alone = on(decision.state, { type: 'command', command: { name: 'start-alone' } });
+    assert.equal(alone.state.phase, 'going-alone', phase);
+  }
+});
+
 test('pair 15: a secondary refuses durably before it says so, and never takes what it refused', () => {
   const detached = stateIn('detached', {}, { role: 'secondary' });
   const mine = { ...theirs, name: 'alpha' };
