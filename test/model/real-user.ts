@@ -52,7 +52,6 @@ export class RealUser {
   readonly #restShare: number;
   readonly #busy = new Set<number>();
   readonly #asked = new Set<Asked>();
-  #client: NbdClient | null = null;
 
   constructor(life: Life, side: SideName, disk: string) {
     this.#life = life;
@@ -82,13 +81,10 @@ export class RealUser {
         await session.verify();
         await this.#work(session);
       } catch (error) {
+        // What the server may not do was judged when it came.
         if (error instanceof assert.AssertionError) pair.fail(error);
-        else if (this.#mustBeSpared(session)) {
-          pair.fail(new Error(`${this.#where}: a user got an error for nothing: ${String(error)}`, { cause: error }));
-        }
       } finally {
         await session.client.close();
-        this.#client = null;
       }
     }
   }
@@ -97,15 +93,27 @@ export class RealUser {
   async connect(): Promise<Session | null> {
     const { pair, history } = this.#life;
     const endings = pair.endings[this.side];
+    let client: NbdClient;
     try {
       const path = pair.userSocket(this.side);
       const where = { address: { type: 'unix', path }, exportName: this.disk, timeoutMs: 30_000 } as const;
-      this.#client = await NbdClient.connect(pair.host, where);
+      client = await NbdClient.connect(pair.host, where);
     } catch {
       return null;
     }
     history.observe();
-    return new Session(this, this.#life, this.#client, history.model(this.side, this.disk), endings);
+    const session = new Session(this, this.#life, client, history.model(this.side, this.disk), endings);
+    client.onClosed((error) => {
+      if (error !== null) this.#failed(session, error);
+    });
+    return session;
+  }
+
+  /** A request or the connection has failed: a broken promise, if nobody touched this side and no roles change. */
+  #failed(session: Session, error: unknown): void {
+    const { rolesChange, pair } = this.#life;
+    if (rolesChange || pair.endings[this.side] !== session.endings) return;
+    pair.fail(new Error(`${this.#where}: a user got an error for nothing: ${String(error)}`, { cause: error }));
   }
 
   /** A user that is kept waiting, or null: called now and then. */
@@ -122,7 +130,7 @@ export class RealUser {
   }
 
   /** Runs a request over these blocks with a look at the clock. */
-  async ask<T>(what: string, blocks: readonly number[], request: () => T | Promise<T>): Promise<T> {
+  async ask<T>(session: Session, what: string, blocks: readonly number[], request: () => T | Promise<T>): Promise<T> {
     const life = this.#life;
     const { pair } = life;
     const asked = { at: performance.now(), hungMs: pair.hungMs[this.side], lateMs: life.lateMs, what };
@@ -130,7 +138,7 @@ export class RealUser {
     for (const block of blocks) this.#busy.add(block);
     this.#asked.add(asked);
     try {
-      const answer = await request();
+      const answer = await this.#answerOf(session, request);
       if (calm && !life.rolesChange) {
         const waited = this.#waited(asked);
         life.longestMs = Math.max(life.longestMs, waited);
@@ -152,9 +160,13 @@ export class RealUser {
     return stallRatioMax * (this.#life.pair.options.stallMsMax + this.#life.lateMs - asked.lateMs);
   }
 
-  #mustBeSpared(session: Session): boolean {
-    const { rolesChange, pair } = this.#life;
-    return !rolesChange && pair.endings[this.side] === session.endings;
+  async #answerOf<T>(session: Session, request: () => T | Promise<T>): Promise<T> {
+    try {
+      return await request();
+    } catch (error) {
+      this.#failed(session, error);
+      throw error;
+    }
   }
 
   async #work(session: Session): Promise<void> {
@@ -223,7 +235,7 @@ export class Session {
   async verifyBlocks(block: number, count: number): Promise<void> {
     const bytes = new Uint8Array(count * blockBytes);
     const blocks = count === 1 ? [block] : [block, block + 1];
-    await this.#user.ask(`a read of block ${block}`, blocks, () => this.client.read(offsetOf(block), bytes));
+    await this.#user.ask(this, `a read of block ${block}`, blocks, () => this.client.read(offsetOf(block), bytes));
     for (const [index, one] of blocks.entries()) {
       const versions = versionsIn(bytes.subarray(index * blockBytes, (index + 1) * blockBytes));
       this.#life.history.found(this.model, one, versions, `${this.#user.side} ${this.#user.disk} served`);
@@ -238,7 +250,9 @@ export class Session {
     for (const one of blocks) this.model.issued(one, version);
     const bytes = fill(new Uint8Array(count * blockBytes), version);
     const flags = durable ? fua : 0;
-    await this.#user.ask(`a write of block ${block}`, blocks, () => this.client.write(offsetOf(block), bytes, flags));
+    await this.#user.ask(this, `a write of block ${block}`, blocks, () =>
+      this.client.write(offsetOf(block), bytes, flags),
+    );
     for (const one of blocks) {
       this.model.answered(one, version);
       if (durable) history.durable(this.#user.side, this.#user.disk, this.model, one, version);
@@ -248,7 +262,7 @@ export class Session {
   async flush(): Promise<void> {
     this.#life.flushes++;
     const snapshot = [...this.model.current];
-    await this.#user.ask('a flush', [], () => this.client.flush());
+    await this.#user.ask(this, 'a flush', [], () => this.client.flush());
     this.#life.history.flushed(this.#user.side, this.#user.disk, this.model, snapshot);
   }
 }
