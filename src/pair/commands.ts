@@ -259,7 +259,8 @@ const stopRows: readonly Row[] = [
     'stopping',
     'flushes both, saves the bitmaps, marks a clean stop, says goodbye',
     (state) =>
-      state.plan === 'stop-alone' && state.stopping !== null
+      // What could not be made durable leaves no mark, also when the last users are gone.
+      (state.plan === 'stop-alone' || state.plan === 'finish') && state.stopping !== null
         ? { state: { ...state, stopping: { ...state.stopping, exportsClosed: true } } }
         : saveAndStop(state),
   ),
@@ -281,7 +282,7 @@ const stopRows: readonly Row[] = [
     (state, error, given) =>
       state.stopping?.inStep === true
         ? stopAlone({ ...state, error }, given)
-        : finish({ ...state, error }, { do: 'set-mode', mode: 'refusing' }),
+        : finish({ ...state, error }, { do: 'drop-users' }),
   ),
   row(idle, 'command stop', 'stopping', 'has nothing to hold', (state) =>
     finish(state, send({ type: 'goodbye', clean: false })),

@@ -56,7 +56,7 @@ export class PairDaemon implements QmpTarget {
     try {
       await daemon.#link.start();
     } catch (error) {
-      await daemon.#close();
+      await daemon.#close(true);
       throw error;
     }
     daemon.#dispatch({ type: 'started' });
@@ -324,10 +324,11 @@ export class PairDaemon implements QmpTarget {
     const inTime = await Promise.race([stopped.then(() => true), late.promise.then(() => false)]);
     timer.cancel();
     if (!inTime) this.#log({ level: 'warn', message: `not stopped within ${stopMsMax} ms: the next start compares` });
-    await this.#close();
+    await this.#close(inTime);
   }
 
-  async #close(): Promise<void> {
+  /** @param clean false: something hangs, a disk or a user: nothing is waited for */
+  async #close(clean: boolean): Promise<void> {
     this.#runner.stop();
     this.#unsubscribe();
     for (const waiting of this.#answers.values()) {
@@ -335,8 +336,14 @@ export class PairDaemon implements QmpTarget {
     }
     this.#answers.clear();
     await this.#link.close();
+    const closed = this.#closeFiles(clean);
+    if (clean) await closed;
+    else closed.catch((error: unknown) => this.#log({ level: 'warn', message: toBlockError(error).message }));
+  }
+
+  async #closeFiles(clean: boolean): Promise<void> {
     await this.#work.stop();
-    await this.#opened.disks.close();
+    await this.#opened.disks.close(clean);
     await this.#opened.group.close();
   }
 }

@@ -15,6 +15,8 @@ export type Range = readonly [offset: number, length: number];
 
 const replicationServer = 'replication';
 const userServer = 'nbd';
+/** ms; longer than an NBD server leaves a client that it hangs up on */
+const hangUpMsMax = 1500;
 
 /** On every node of the way: a trim frees space on both sides, and only zeroes with NO_HOLE stay allocated (pair.md 9). */
 const passesDiscards = { discard: 'unmap' } as const;
@@ -101,9 +103,12 @@ export class PairDisks {
     this.#unflushed = null;
   }
 
-  async close(): Promise<void> {
-    await this.#quietly('nbd-server-stop', { server: userServer });
-    await this.#quietly('nbd-server-stop', { server: replicationServer });
+  /** @param servers false: something hangs, and they are left to the end of the engine, which waits for nobody */
+  async close(servers: boolean): Promise<void> {
+    if (servers) {
+      await this.#quietly('nbd-server-stop', { server: userServer });
+      await this.#quietly('nbd-server-stop', { server: replicationServer });
+    }
     for (const file of this.#syncs.values()) await file.close();
     this.#syncs.clear();
   }
@@ -183,6 +188,18 @@ export class PairDisks {
       if (this.#closing === settled) this.#closing = null;
     });
     return closing;
+  }
+
+  /**
+   * Hangs users up, and lets those go with an error that the replication holds: only when none can hear it, because
+   * above a quorum that error may count as success.
+   */
+  async dropUsers(): Promise<void> {
+    this.closeExports().catch(() => undefined);
+    await new Promise<void>((resolve) => {
+      this.#host.clock.after(hangUpMsMax, resolve);
+    });
+    await this.setMode('refusing');
   }
 
   /** The words with which the users' server turns people away, by disk. */

@@ -50,7 +50,7 @@ export async function openSide(
     const state = initialState({ self, record, sequence: group.sequence, proof, blank, built: primary });
     return { group, disks, state, users, replication };
   } catch (error) {
-    await disks.close();
+    await disks.close(true);
     await group.close();
     throw error;
   }

@@ -131,6 +131,8 @@ export type Step =
   | { readonly do: 'open-exports' }
   /** users are hung up; `exports-closed` comes when their requests have ended */
   | { readonly do: 'begin-close-exports' }
+  /** users are hung up; those still held are let go with an error, once none can hear an answer any more (pair.md 7) */
+  | { readonly do: 'drop-users' }
   /** the users' server refuses the disks in these words; null: says who is primary */
   | { readonly do: 'refuse-users'; readonly reason: string | null }
   /** closes what an earlier session used, then opens exports for this one and says so */

@@ -142,6 +142,8 @@ export class PairRunner {
         return disks.openExports();
       case 'begin-close-exports':
         return this.#beginCloseExports();
+      case 'drop-users':
+        return disks.dropUsers();
       case 'refuse-users':
         return disks.refuseUsers(step.reason ?? this.#whoIsPrimary());
       case 'open-replication':

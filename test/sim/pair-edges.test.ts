@@ -85,3 +85,44 @@ test('pair 8: a range of one disk that diverges while another disk is made good 
   assert.equal(pair.phase('alpha'), 'in-step');
   pair.assertEqual();
 });
+
+test('pair 7: a stop that cannot make going alone durable gives waiting users no answer', async () => {
+  const pair = await paired(207);
+  const user = await pair.connect('alpha');
+  pair.world.hang('beta');
+  await pair.world.complete(user.write(0));
+  let flushed: string | null = null;
+  user.client.flush()?.then(
+    () => (flushed = 'answered'),
+    () => (flushed = 'lost'),
+  );
+  await pair.world.complete(pair.sleep(50));
+  pair.world.fault('alpha', { operation: 'sync', path: '/data/group', errno: 'EIO' });
+  const stopped = pair.side('alpha').daemon.stop();
+  await pair.until(() => pair.phase('alpha') === 'stopping');
+  pair.kill('beta');
+  await pair.world.complete(stopped);
+  await pair.until(() => flushed !== null);
+  assert.equal(flushed, 'lost');
+});
+
+test('pair 18: a stop ends though a disk hangs and users are held', async () => {
+  const pair = await paired(208);
+  const user = await pair.connect('alpha');
+  await pair.world.complete(user.write(0));
+  pair.world.fault('alpha', { operation: 'sync', path: '/data/group', delayMs: 1e7 });
+  pair.kill('beta');
+  await pair.until(() => pair.phase('alpha') === 'going-alone');
+  const flush = user.client.flush();
+  flush?.catch(() => undefined);
+  const { daemon, engine } = pair.side('alpha');
+  let ended = false;
+  daemon
+    .stop()
+    .then(() => engine.close())
+    .then(
+      () => (ended = true),
+      () => (ended = true),
+    );
+  await pair.until(() => ended, 40_000);
+});
