@@ -354,12 +354,13 @@ class Shadow implements DriverNode, Epochal {
   }
 
   private append(kind: 1 | 2, offset: number, length: number, payload: Uint8Array): Done {
-    const { log } = this;
+    const { log, index, granularity } = this;
     if (length === 0) return undefined;
     const done = log.append(kind, this.epoch, offset, length, payload);
     const position = kind === recordKinds.zero ? recordHeaderBytes - log.appendedAt : log.appendedAt;
-    if (done === undefined) return void enter(this.index, this.granularity, offset, length, position);
-    return done.then(() => enter(this.index, this.granularity, offset, length, position));
+    if (done === undefined) return void enter(index, granularity, offset, length, position);
+    // An emptying meanwhile has put another index in its place: this one may fill up.
+    return done.then(() => enter(index, granularity, offset, length, position));
   }
 
   /** A part of one block: the rest is what reads there now; the range lock is held. */
@@ -407,8 +408,10 @@ class Shadow implements DriverNode, Epochal {
       if (run.position === undefined || !stretch.has(Math.abs(this.index.get(block) ?? 0))) return undefined;
       if (run.position === zeroPosition) return this.append(recordKinds.zero, offset, run.length, nothing);
       const bytes = new Uint8Array(run.length);
+      const { epoch } = this;
       return after(this.log.read(run.position, bytes), () =>
-        this.append(recordKinds.data, offset, bytes.length, bytes),
+        // What was emptied meanwhile must not come back in the new epoch.
+        this.epoch === epoch ? this.append(recordKinds.data, offset, bytes.length, bytes) : undefined,
       );
     });
   }
