@@ -8,6 +8,8 @@ import type { RunningServer } from './servers.ts';
 
 const runFile = promisify(execFile);
 const clientCpu = '0';
+/** of each server's file */
+export const fileBytes = 1024 * 1024 * 1024;
 
 export interface Measured {
   /** requests a second */
@@ -23,32 +25,37 @@ export interface Load {
   run(server: RunningServer, seconds: number): Promise<Measured>;
 }
 
+export interface FioRun {
+  readonly way: 'randread' | 'randwrite';
+  /** unix socket of an NBD server; its export is `disk` */
+  readonly socket: string;
+  readonly seconds: number;
+  readonly bytes: number;
+}
+
+/** fio's nbd engine, 4k requests, 32 at a time; `wrapper` is a command that runs it. */
+export async function runFio(asked: FioRun, wrapper: readonly string[] = []): Promise<{ iops: number; count: number }> {
+  const [program = '', ...args] = [
+    ...wrapper,
+    ...['fio', '--name=load', '--ioengine=nbd', `--uri=nbd+unix:///disk?socket=${asked.socket}`],
+    ...[`--rw=${asked.way}`, '--bs=4k', '--iodepth=32', `--size=${asked.bytes}`],
+    ...['--time_based', `--runtime=${asked.seconds}`, '--output-format=json'],
+  ];
+  const { stdout } = await runFile(program, args, { maxBuffer: 1 << 24, cwd: '/tmp' });
+  const job = JSON.parse(stdout.slice(stdout.indexOf('{'))).jobs[0];
+  const { iops, total_ios: count } = asked.way === 'randread' ? job.read : job.write;
+  return { iops, count };
+}
+
 export function fioLoad(way: 'randread' | 'randwrite', ratioMin: number): Load {
   return {
     name: `fio ${way} 4k qd32`,
     ratioMin,
     async run(server, seconds) {
       const before = server.cpuSeconds();
-      const { stdout } = await runFile(
-        'taskset',
-        [
-          ...[
-            '-c',
-            clientCpu,
-            'fio',
-            '--name=load',
-            '--ioengine=nbd',
-            `--uri=nbd+unix:///disk?socket=${server.socket}`,
-          ],
-          ...[`--rw=${way}`, '--bs=4k', '--iodepth=32', '--size=1g', '--time_based', `--runtime=${seconds}`],
-          '--output-format=json',
-        ],
-        { maxBuffer: 1 << 24, cwd: '/tmp' },
-      );
-      const used = server.cpuSeconds() - before;
-      const job = JSON.parse(stdout.slice(stdout.indexOf('{'))).jobs[0];
-      const { iops, total_ios: count } = way === 'randread' ? job.read : job.write;
-      return { iops, cpuMicros: (used / count) * 1e6 };
+      const asked = { way, socket: server.socket, seconds, bytes: fileBytes };
+      const { iops, count } = await runFio(asked, ['taskset', '-c', clientCpu]);
+      return { iops, cpuMicros: ((server.cpuSeconds() - before) / count) * 1e6 };
     },
   };
 }

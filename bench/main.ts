@@ -1,27 +1,33 @@
 /**
- * `npm run bench`: our NBD server beside qemu-nbd, in one session, in alternating rounds, as ratios.
+ * `npm run bench`: our NBD server beside qemu-nbd, then replication beside two QEMUs (`replication.ts`), in one session,
+ * in alternating rounds, as ratios.
  *
  * Server on CPU 1, client on CPU 0; each server has a file of 1 GiB without holes on a memory file system, so that no
  * disk is measured. The ratio is the median of the rounds' ratios: a round's two runs see the same machine.
  *
- *   npm run bench -- [--rounds 3] [--seconds 3] [--only TEXT] [--node-arg ARG ...] [--check]
+ *   npm run bench -- [nbd] [replication] [--rounds 3] [--seconds 3] [--only TEXT] [--node-arg ARG ...] [--tiny]
+ *                  [--check]
  *
- * `--check` ends with exit code 1 if a ratio is below its target.
+ * Without a name both are measured. `--tiny` shows that replication runs, and measures nothing; `--check` ends with exit
+ * code 1 if a ratio is below its target.
  */
 import { randomFillSync } from 'node:crypto';
 import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
-import { cheapLoad, compileCheapLoad, fioLoad, type Load, type Measured } from './loads.ts';
+import { cheapLoad, compileCheapLoad, fileBytes, fioLoad, type Load, type Measured } from './loads.ts';
+import { replicationBench } from './replication.ts';
 import { ours, qemuNbd, RunningServer } from './servers.ts';
 
-const fileBytes = 1024 * 1024 * 1024;
-const { values: asked } = parseArgs({
+const sections = ['nbd', 'replication'];
+const { values: asked, positionals } = parseArgs({
+  allowPositionals: true,
   options: {
     rounds: { type: 'string', default: '3' },
     seconds: { type: 'string', default: '3' },
     only: { type: 'string', default: '' },
     'node-arg': { type: 'string', multiple: true, default: [] },
     check: { type: 'boolean', default: false },
+    tiny: { type: 'boolean', default: false },
   },
 });
 
@@ -91,6 +97,13 @@ function table(results: readonly Result[]): string {
   ].join('\n');
 }
 
+async function replicated(folder: string): Promise<boolean> {
+  const options = { rounds: Number(asked.rounds), seconds: Number(asked.seconds), tiny: asked.tiny };
+  const { markdown, met } = await replicationBench(folder, options);
+  process.stdout.write(`${markdown}\n`);
+  return met;
+}
+
 async function bench(folder: string): Promise<boolean> {
   const program = await compileCheapLoad(folder);
   const loads = [
@@ -121,5 +134,10 @@ const folder = mkdtempSync('/dev/shm/blockstep-bench-');
 const cleanUp = () => rmSync(folder, { recursive: true, force: true });
 process.on('exit', cleanUp);
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130));
-const met = await bench(folder);
+const stranger = positionals.find((name) => !sections.includes(name));
+if (stranger !== undefined) throw new Error(`there is no section "${stranger}": ${sections.join(' or ')}`);
+const wanted = (name: string): boolean => positionals.length === 0 || positionals.includes(name);
+let met = true;
+if (wanted('nbd') && !(await bench(folder))) met = false;
+if (wanted('replication') && !(await replicated(folder))) met = false;
 process.exitCode = asked.check && !met ? 1 : 0;
