@@ -311,8 +311,8 @@ export class ReplicationStream implements FlushOwner {
   }
 
   /**
-   * The local disk failed a write: nothing of it that still waits in line is sent after its range was marked, and a copy
-   * that is reading there leaves the mark.
+   * The local disk failed a write: nothing of it that still waits in line is sent after its range was marked, and a
+   * copy that is reading there leaves the mark.
    */
   dropWaiting(offset: number, length: number): void {
     if (this.holds.overlaps(offset, length)) this.spoiled.push({ offset, length });

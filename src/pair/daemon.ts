@@ -157,8 +157,9 @@ export class PairDaemon implements QmpTarget {
         state: this.#state,
         config: this.#config,
         engine: this.#engine,
+        clock: this.#host.clock,
         users: this.#opened.users,
-        progress: await this.#work.progress(),
+        progress: () => this.#work.progress(),
       }),
     'pair-failover': async ({ to, force }) => {
       if (to === 'checkpoint') throw new BlockError('not-supported', 'to: a mirror has no checkpoints, only `latest`');

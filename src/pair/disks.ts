@@ -18,7 +18,7 @@ const userServer = 'nbd';
 /** ms; longer than an NBD server leaves a client that it hangs up on */
 const hangUpMsMax = 1500;
 
-/** On every node of the way: a trim frees space on both sides, and only zeroes with NO_HOLE stay allocated (pair.md 9). */
+/** On every node of the way: a trim frees space on both sides, only zeroes with NO_HOLE stay allocated (pair.md 9). */
 const passesDiscards = { discard: 'unmap' } as const;
 
 export class PairDisks {
@@ -75,7 +75,7 @@ export class PairDisks {
     return { users: addressesOf(userServer), replication: own };
   }
 
-  /** Makes durable what the images hold, whoever wrote it. A failure sticks: the system tells of lost pages only once. */
+  /** Makes durable what the images hold, whoever wrote it. A failure sticks: lost pages are told of only once. */
   async flushOwn(): Promise<void> {
     if (this.#unflushed !== null) throw this.#unflushed;
     for (const { name } of this.disks) {

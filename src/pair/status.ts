@@ -1,7 +1,7 @@
 /**
  * What `status` tells (pair.md 18): the state of the decisions and the engine's numbers, side by side.
  */
-import type { SocketAddress } from '../host/host.ts';
+import type { HostClock, SocketAddress } from '../host/host.ts';
 import type { PairStatus } from '../qmp/schema/pair.ts';
 import type { QmpTarget } from '../qmp/target.ts';
 import { isWildcard, type PairConfig } from './config.ts';
@@ -24,14 +24,26 @@ export interface StatusParts {
   readonly state: PairState;
   readonly config: PairConfig;
   readonly engine: QmpTarget;
+  readonly clock: HostClock;
   readonly users: readonly SocketAddress[];
-  readonly progress: SyncProgress | null;
+  readonly progress: () => Promise<SyncProgress | null>;
 }
 
+/** ms that a status waits for the engine: a disk that hangs may hold it up (pair.md 18) */
+const engineMsMax = 1000;
+
 export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
-  const { state, config, engine, users, progress } = parts;
+  const { state, config, engine, clock, users } = parts;
   const { record } = state;
-  const rows = await filterRows(engine);
+  const [answered, progress] = await Promise.all([
+    inTime(
+      clock,
+      filterRows(engine).catch(() => new Map<string, FilterRow>()),
+    ),
+    inTime(clock, parts.progress()),
+  ]);
+  const rows = answered ?? new Map<string, FilterRow>();
+  const stalled = answered === null ? `the engine gives no answer within ${engineMsMax} ms: a disk may hang` : null;
   const inSync = isInSync(state);
   const store = storeOf(state);
   const disks = config.disks.map((disk) => {
@@ -87,7 +99,7 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
     },
     disks,
     notice: noticeOf(state),
-    error: state.error,
+    error: stalled ?? state.error,
   };
 }
 
@@ -143,6 +155,18 @@ export function uriOf(users: readonly SocketAddress[], disk: string): string {
 }
 
 async function filterRows(engine: QmpTarget): Promise<Map<string, FilterRow>> {
-  const rows = (await engine.execute('query-replication').catch(() => [])) as FilterRow[];
+  const rows = (await engine.execute('query-replication')) as FilterRow[];
   return new Map(rows.map((row) => [row.node, row]));
+}
+
+/** The answer, or null if the engine gives none in time: a status is told all the same. */
+function inTime<T>(clock: HostClock, question: Promise<T>): Promise<T | null> {
+  return new Promise((resolve) => {
+    const timer = clock.after(engineMsMax, () => resolve(null));
+    const end = (answer: T | null): void => {
+      timer.cancel();
+      resolve(answer);
+    };
+    question.then(end, () => end(null));
+  });
 }

@@ -126,3 +126,12 @@ test('pair 18: a stop ends though a disk hangs and users are held', async () => 
     );
   await pair.until(() => ended, 40_000);
 });
+
+test('pair 18: a status is told though the engine gives no answer', async () => {
+  const pair = await paired(209);
+  const { engine } = pair.side('alpha');
+  engine.execute = () => new Promise(() => undefined);
+  const status = await pair.status('alpha');
+  assert.equal(status.role, 'primary');
+  assert.match(status.error ?? '', /engine gives no answer/);
+});
