@@ -19,7 +19,10 @@ function callsUntilSlow(pace: Pace, ms: number, length = 4096): number {
   return Number.POSITIVE_INFINITY;
 }
 
-/** Lets it run on threads; each call takes `threadMs` there, one that is tried `trialMs`. How many calls until it is back. */
+/**
+ * Lets it run on threads; each call takes `threadMs` there, one that is tried `trialMs`. How many calls until it is
+ * back.
+ */
 function callsUntilQuick(pace: Pace, threadMs: number, trialMs: number): number {
   for (let calls = 1; calls <= 100_000; calls += 1) {
     if (pace.mayTry()) pace.took(trialMs, 4096);

@@ -17,7 +17,8 @@ const gib = 2 ** 30;
 
 /** Commands of qemu-io on a disk that is served; discards are passed on. */
 async function qemuIo(uri: string, ...commands: string[]): Promise<void> {
-  const options = `driver=raw,discard=unmap,file.driver=nbd,file.export=disk,file.server.type=unix,file.server.path=${uri.split('socket=')[1]}`;
+  const server = `file.server.type=unix,file.server.path=${uri.split('socket=')[1]}`;
+  const options = `driver=raw,discard=unmap,file.driver=nbd,file.export=disk,${server}`;
   const result = await run('qemu-io', ['--image-opts', ...commands.flatMap((each) => ['-c', each]), options]);
   assert.equal(result.code, 0, result.stderr + result.stdout);
   assert.doesNotMatch(result.stdout, /failed|error/i);

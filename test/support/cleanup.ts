@@ -6,7 +6,9 @@ export type Ending = Pick<TestContext, 'after'>;
 
 const stacks = new WeakMap<Ending, (() => unknown)[]>();
 
-/** Calls after the test, before all that was registered earlier; an error of one does not keep the others from theirs. */
+/**
+ * Calls after the test, before all that was registered earlier; an error of one does not keep the others from theirs.
+ */
 export function cleanup(t: Ending, call: () => unknown): void {
   const known = stacks.get(t);
   if (known !== undefined) {

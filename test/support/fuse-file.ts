@@ -1,4 +1,7 @@
-/** Files that are slow, or fail, on demand: what `nbdkit` serves, mounted as a file by `nbdfuse`. Needs root and /dev/fuse. */
+/**
+ * Files that are slow, or fail, on demand: what `nbdkit` serves, mounted as a file by `nbdfuse`. Needs root and
+ * /dev/fuse.
+ */
 import { existsSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { cleanup, type Ending } from './cleanup.ts';

@@ -21,7 +21,9 @@ export interface RunOptions {
   readonly cwd?: string;
 }
 
-/** Runs a program to its end. Rejects if it cannot be started or takes too long; an exit code is a result, not an error. */
+/**
+ * Runs a program to its end. Rejects if it cannot be started or takes too long; an exit code is a result, not an error.
+ */
 export function run(command: string, args: readonly string[], options: RunOptions = {}): Promise<RunResult> {
   const timeoutMs = options.timeoutMs ?? 30_000;
   return new Promise((resolve, reject) => {

@@ -1,4 +1,6 @@
-/** Folders for one test: made under the system's temporary folder (short, so that unix sockets fit), removed after it. */
+/**
+ * Folders for one test: made under the system's temporary folder (short, so that unix sockets fit), removed after it.
+ */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -1,4 +1,6 @@
-/** The programs that interoperability tests need. A missing one is a failure that says what to install, never a skip. */
+/**
+ * The programs that interoperability tests need. A missing one is a failure that says what to install, never a skip.
+ */
 import { accessSync, constants } from 'node:fs';
 import { join } from 'node:path';
 
