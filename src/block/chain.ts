@@ -67,9 +67,10 @@ export function usersAbove(graph: Graph, nodeName: string, ...except: readonly s
   const visit = (name: string): void => {
     if (seen.has(name)) return;
     seen.add(name);
-    const info = graph.find(name);
-    for (const user of info.users) users.add(user);
-    for (const parent of info.parentNodes) visit(parent);
+    // A parent that is still being opened is not to be found, and has no users yet.
+    const info = graph.list().find(({ nodeName: one }) => one === name);
+    for (const user of info?.users ?? []) users.add(user);
+    for (const parent of info?.parentNodes ?? []) visit(parent);
   };
   visit(nodeName);
   return [...users];
@@ -101,6 +102,30 @@ export async function allocationRun(
     length += next.length;
   }
   return { length, allocated: first.allocated };
+}
+
+/** bytes of a disk that are looked through between two pauses */
+const scanBytes = 64 * 2 ** 20;
+
+/**
+ * Tells of everything that is allocated in one of the overlays.
+ * @param pause called between two stretches of the disk, so that a large one holds nobody up
+ */
+export async function findAllocated(
+  overlays: readonly BlockNode[],
+  length: number,
+  pause: () => Promise<void>,
+  found: (offset: number, length: number) => void,
+): Promise<void> {
+  for (let start = 0; start < length; start += scanBytes) {
+    const end = Math.min(start + scanBytes, length);
+    if (start > 0) await pause();
+    for (let at = start; at < end; ) {
+      const run = await allocationRun(overlays, at, end - at);
+      if (run.allocated) found(at, run.length);
+      at += run.length;
+    }
+  }
 }
 
 async function shortRun(overlays: readonly BlockNode[], offset: number, lengthMax: number): Promise<AllocationRun> {

@@ -4,7 +4,7 @@
  *
  * Invariant: `release` gives back everything that `reopen` and `hold` took, once, in whatever state they stopped.
  */
-import { allocationRun, backingOf, throughFilters, usersAbove } from '../block/chain.ts';
+import { backingOf, findAllocated, throughFilters, usersAbove } from '../block/chain.ts';
 import { type Child, permissionBits } from '../block/child.ts';
 import type { CopiesBeforeWrite } from '../block/copies-before-write.ts';
 import type { OpenContext } from '../block/driver.ts';
@@ -93,11 +93,8 @@ export function heldBytes(graph: Graph, nodeName: string): number {
 /** What a hidden disk was kept with holds old content already (record-log.md 9). */
 export async function markKept(graph: Graph, parts: SecondaryParts, copies: CopiesBeforeWrite): Promise<void> {
   const { node } = throughFilters(graph, parts.hidden);
-  for (let at = 0; at < node.length; ) {
-    const { length, allocated } = await allocationRun([node], at, node.length - at);
-    if (allocated) copies.markCopied(at, length);
-    at += length;
-  }
+  const pause = (): Promise<void> => new Promise((resolve) => graph.host.clock.endOfTurn(resolve));
+  await findAllocated([node], node.length, pause, (offset, length) => copies.markCopied(offset, length));
 }
 
 export class HeldDisks {
@@ -152,10 +149,9 @@ export class HeldDisks {
     const { children, before } = this;
     this.children = null;
     this.before = [];
-    if (children !== null) {
-      await this.context.detach(children.secondary);
-      await this.context.detach(children.hidden);
-    }
+    // What a driver below says to less being done with it changes nothing: the edges are gone.
+    await (children && this.context.detach(children.secondary).catch(() => undefined));
+    await (children && this.context.detach(children.hidden).catch(() => undefined));
     // One that another user has to write to by now stays as it is.
     if (how.restore && before.length > 0) await this.graph.reopen(before).catch(() => undefined);
   }

@@ -8,7 +8,7 @@
  * Invariant: what is written meanwhile reaches the top and, where the base is up to date, the base (`CommitWrites`). The
  * base is durable before it takes the place of the chain. The overlays keep their content.
  */
-import { allocationRun, backingOf, overlaysAbove } from '../block/chain.ts';
+import { backingOf, findAllocated, overlaysAbove } from '../block/chain.ts';
 import { allPermissions, permissionBits } from '../block/child.ts';
 import { type CommitTap, CommitWrites } from '../block/commit-writes.ts';
 import type { Drained, Graph, RootUse } from '../block/graph-view.ts';
@@ -145,6 +145,8 @@ class CommitBody implements JobBody {
   private writes: CommitWrites | null = null;
   private loop: CopyLoop | null = null;
   private filterStands = false;
+  /** the base was read-only before */
+  private reopened = false;
 
   constructor(graph: Graph, how: CommitHow) {
     const { top, base } = how;
@@ -186,6 +188,10 @@ class CommitBody implements JobBody {
     });
     const parent = this.loop.parent(`job "${how.jobId}"`);
     try {
+      if (graph.find(base).readOnly) {
+        await graph.reopen([{ nodeName: base, readOnly: false }]);
+        this.reopened = true;
+      }
       this.base = await graph.use(base, parent, { needs: read | write, shares: read | write | unchanged });
       const { readOnly } = graph.find(top);
       const filter = await graph.add({
@@ -257,7 +263,9 @@ class CommitBody implements JobBody {
     }
     steps.push(async () => await this.source?.release());
     steps.push(async () => await this.base?.release());
+    if (this.reopened) steps.push(() => this.restoreBase());
     this.filterStands = false;
+    this.reopened = false;
     let first: unknown;
     for (const step of steps) {
       try {
@@ -269,6 +277,11 @@ class CommitBody implements JobBody {
     this.source = null;
     this.base = null;
     if (first !== undefined) throw first;
+  }
+
+  /** Read-only again, unless somebody writes to it by now: it may have become the top. */
+  private async restoreBase(): Promise<void> {
+    await this.graph.reopen([{ nodeName: this.how.base, readOnly: true }]).catch(() => undefined);
   }
 
   private checkBase(): void {
@@ -285,11 +298,10 @@ class CommitBody implements JobBody {
   private async markAllocated(control: JobControl): Promise<void> {
     const { dirty } = this.writes ?? {};
     if (dirty === undefined) return;
-    for (let at = 0; at < dirty.length; ) {
+    const pause = async (): Promise<void> => {
+      await new Promise<void>((resolve) => this.graph.host.clock.endOfTurn(resolve));
       await control.pausePoint();
-      const { length, allocated } = await allocationRun(this.overlays, at, dirty.length - at);
-      if (allocated) dirty.mark(at, length);
-      at += length;
-    }
+    };
+    await findAllocated(this.overlays, dirty.length, pause, (offset, length) => dirty.mark(offset, length));
   }
 }

@@ -19,6 +19,8 @@ export interface SecondaryOptions {
   readonly hiddenFile?: Answer;
   readonly activeFile?: Answer;
   readonly filter?: Answer;
+  /** of the secondary disk's export; default true */
+  readonly writable?: boolean;
 }
 
 /** One disk of a secondary: `d-local`, `d-hidden`, `d-active`, `d-top`; exports `s` over `d-local` and `t` over `d-top`. */
@@ -73,7 +75,12 @@ export class Secondary {
       },
     ];
     for (const node of nodes) await secondary.run('blockdev-add', node);
-    await secondary.run('block-export-add', { type: 'nbd', id: 's', 'node-name': 'd-local', writable: true });
+    await secondary.run('block-export-add', {
+      type: 'nbd',
+      id: 's',
+      'node-name': 'd-local',
+      writable: options.writable ?? true,
+    });
     await secondary.run('block-export-add', { type: 'nbd', id: 't', 'node-name': 'd-top', writable: true });
     return secondary;
   }

@@ -137,6 +137,29 @@ test('replication-filter, start: hidden and secondary become writable, both or n
   assert.deepEqual(await ro(), ['d-hidden']);
 });
 
+test('replication-filter, start: where one of both cannot become writable the other does not either', async (t) => {
+  const readOnly = { 'read-only': true };
+  const image = { driver: 'raw', 'node-name': 'image', file: { driver: 'memory', size: length }, ...readOnly };
+  const side = await sideOf(t, {
+    hidden: readOnly,
+    local: { driver: 'raw', ...readOnly, file: image },
+    writable: false,
+  });
+  // What stands below the secondary disk was added by itself: it is not reopened along with it.
+  const { engine } = side.checked;
+  const keeper = { description: 'a keeper', drainBegin: () => undefined, drainEnd: () => undefined };
+  const keep = await engine.graph.use('image', keeper, { needs: 1, shares: 1 });
+  await startFails(side, /needs 'write'.*on node 'image', which its use by a keeper does not allow/);
+  await keep.release();
+  await side.start();
+  assert.equal(engine.graph.find('image').readOnly, false);
+  await side.stop();
+  assert.deepEqual(
+    ['d-hidden', 'd-local', 'image'].map((name) => engine.graph.find(name).readOnly),
+    [true, true, true],
+  );
+});
+
 test('replication-filter, start: operations on top, hidden and secondary are blocked, with the reason, until it stops', async (t) => {
   const side = await sideOf(t);
   await side.run('blockdev-add', { driver: 'memory', 'node-name': 'other', size: length });
