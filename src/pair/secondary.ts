@@ -27,6 +27,12 @@ const stay = (state: PairState): Decision => ({ state });
 /** Said again and again until the primary answers that it stopped, or is gone: it may be busy when it comes. */
 export const tellToStop: readonly Step[] = [send({ type: 'stop-serving' }), { do: 'retry-later' }];
 
+/** The last commit of a session made this side clean, and it does not say yet how far it reaches (pair.md 7). */
+function lacksNote({ record, asOfMs }: PairState): boolean {
+  const known = asOfMs !== null || record.inStepMs !== null;
+  return known && record.store === 'clean' && record.generation !== null && record.latest === null;
+}
+
 /** Opens the disks anew after a failure: what was not made durable is lost, and so this is another life (pair.md 4). */
 const reopen = (error: string): Plan =>
   plan('reopen', { do: 'close-replication' }, { do: 'reopen-disks' }, dropLink(error));
@@ -120,7 +126,12 @@ export const secondaryRows: readonly Row[] = [
     'detached | promoting',
     'a failover that waited goes on',
     (state, _, given) => {
+      // What the session was writing when it ended is durable by now, and may have changed what this side is.
+      if (lacksNote(state)) return detachSecondary(state, 'the session ended');
       const next: PairState = { ...state, phase: 'detached' };
+      if (state.pending === 'failover' && state.record.store === 'incomplete' && !state.forced) {
+        return answered(next, 'a sync was beginning: this side is incomplete; `--force` takes it nevertheless');
+      }
       if (state.pending === 'failover') return promote(next, given, null);
       return answered(next, 'the primary went away during the switchover: `failover` makes this side primary');
     },

@@ -63,3 +63,22 @@ test('pair 14: a failover that could not make the disks durable opens them anew,
   assert.deepEqual(failed.plan?.steps.map(nameOf), ['close-replication', 'reopen-disks', 'drop-link']);
   assert.equal(on(failed.state, { type: 'plan-done', plan: 'reopen' }).state.phase, 'detached');
 });
+
+test('pair 7: a session that ended while its sync was being sealed is noted afterwards', () => {
+  const state = secondary({ phase: 'detaching', plan: 'detach-secondary', asOfMs: 700 }, 'clean');
+  const again = on(state, { type: 'plan-done', plan: 'detach-secondary' });
+  const [change] = (again.plan?.steps ?? []).flatMap((step) => (step.do === 'commit' ? [step.change] : []));
+  assert.deepEqual(change?.latest, { asOfMs: 700, goodbye: false });
+  const record = { ...state.record, latest: { asOfMs: 700, goodbye: false } };
+  const noted = on({ ...again.state, record }, { type: 'plan-done', plan: 'detach-secondary' });
+  assert.equal(noted.state.phase, 'detached');
+});
+
+test('pair 10: a failover that waited is refused if the session had just made this side incomplete', () => {
+  const waiting = secondary({ phase: 'detaching', plan: 'detach-secondary', pending: 'failover' }, 'incomplete');
+  const refused = on(waiting, { type: 'plan-done', plan: 'detach-secondary' });
+  assert.equal(refused.state.phase, 'detached');
+  assert.ok(refused.now?.some((step) => step.do === 'answer' && step.error !== null));
+  const forced = on({ ...waiting, forced: true }, { type: 'plan-done', plan: 'detach-secondary' });
+  assert.equal(forced.state.phase, 'promoting');
+});
