@@ -1,6 +1,6 @@
 /** One slow disk of a daemon, and its clients, beside a quick one, as programs of others see it. */
 import assert from 'node:assert/strict';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { createHost } from '../../src/host/index.ts';
@@ -20,7 +20,7 @@ test('while a client waits for a slow disk, those of another disk are served, an
   const fast = join(folder, 'fast.img');
   writeFileSync(fast, new Uint8Array(8 * mib).fill(3));
   const [nbd, qmpSocket] = [join(folder, 'nbd'), join(folder, 'qmp')];
-  await spawnDaemon(t, process.execPath, [
+  const daemon = await spawnDaemon(t, process.execPath, [
     join(import.meta.dirname, '../../src/cli/storage-daemon.ts'),
     ...['--blockdev', `driver=file,node-name=slow,filename=${slow}`],
     ...['--blockdev', `driver=file,node-name=fast,filename=${fast}`],
@@ -61,6 +61,7 @@ test('while a client waits for a slow disk, those of another disk are served, an
   }
   const whole = await run('nbdcopy', [uri('fast'), 'null:']);
   assert.equal(whole.code, 0, whole.stderr);
+  assert.ok(readdirSync(`/proc/${daemon.pid}/task`).length > 64, 'there are threads for several slow disks');
   const info = await infoOf('slow');
   assert.equal(copying, true, 'the slow disk was being read all the time');
   assert.equal(info.io, 'async');
