@@ -5,8 +5,8 @@
  */
 import { parseArgs } from 'node:util';
 import { z } from 'zod';
-import { commonSchema } from '../block/options.ts';
 import type { DriverRegistry } from '../block/registry.ts';
+import { parseBlockdev } from '../engine/blockdev-text.ts';
 import type { SocketAddress } from '../host/host.ts';
 import { check } from '../qmp/check.ts';
 import { fitStrings, parseKeyval } from '../qmp/keyval.ts';
@@ -79,7 +79,7 @@ export function parseStorageOptions(argv: readonly string[], drivers: DriverRegi
     try {
       switch (token.name) {
         case 'blockdev':
-          steps.push({ kind: 'command', option, command: 'blockdev-add', args: blockdev(token.value, drivers) });
+          steps.push({ kind: 'command', option, command: 'blockdev-add', args: parseBlockdev(token.value, drivers) });
           break;
         case 'nbd-server':
           steps.push({ kind: 'command', option, command: 'nbd-server-start', args: nbdServer(token.value) });
@@ -135,30 +135,6 @@ function parseFlags(argv: readonly string[]) {
 function typed(schema: z.ZodType, text: string, implied?: string): Record<string, unknown> {
   const options = parseKeyval(text, implied);
   return text.startsWith('{') ? options : fitStrings(schema, options);
-}
-
-function blockdev(text: string, drivers: DriverRegistry): Record<string, unknown> {
-  const options = parseKeyval(text, 'driver');
-  return text.startsWith('{') ? options : fitBlockdev(options, drivers);
-}
-
-/** Types for a node's options by the schema of its driver, and for those of the nodes described in place. */
-function fitBlockdev(options: Record<string, unknown>, drivers: DriverRegistry): Record<string, unknown> {
-  const { driver } = options;
-  if (typeof driver !== 'string') return options;
-  const fitted = fitStrings(commonSchema, fitStrings(drivers.find(driver).options, options));
-  return mapMembers(fitted, (member) => fitBlockdev(member, drivers));
-}
-
-function mapMembers(
-  options: Record<string, unknown>,
-  change: (member: Record<string, unknown>) => Record<string, unknown>,
-): Record<string, unknown> {
-  const one = (member: unknown): unknown => {
-    if (Array.isArray(member)) return member.map(one);
-    return typeof member === 'object' && member !== null ? change(member as Record<string, unknown>) : member;
-  };
-  return Object.fromEntries(Object.entries(options).map(([name, member]) => [name, one(member)]));
 }
 
 function nbdServer(text: string): Record<string, unknown> {

@@ -4,6 +4,7 @@ import type { controlSchema } from '../../qmp/schema/control.ts';
 import { version } from '../../qmp/version.ts';
 import { BlockError } from '../../util/errors.ts';
 import type { Engine } from '../engine.ts';
+import { runHumanCommand } from './human.ts';
 
 export function controlCommands(engine: Engine): Handlers<typeof controlSchema> {
   return {
@@ -16,6 +17,7 @@ export function controlCommands(engine: Engine): Handlers<typeof controlSchema> 
     'query-version': () => version,
     'query-commands': () => engine.commandNames.map((name) => ({ name })),
     'query-status': () => ({ status: 'running', running: true, singlestep: false }),
+    'human-monitor-command': (args) => runHumanCommand(engine, args['command-line']),
     quit: () => engine.requestQuit('host-qmp-quit'),
   };
 }

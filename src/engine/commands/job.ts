@@ -5,11 +5,13 @@ import { startBlockdevMirror } from '../../jobs/mirror.ts';
 import type { Handlers } from '../../qmp/command.ts';
 import type { jobSchema } from '../../qmp/schema/job.ts';
 import type { Engine } from '../engine.ts';
+import { startDriveMirror } from './drive-mirror.ts';
 
 export function jobCommands(engine: Engine): Handlers<typeof jobSchema> {
   const { jobs } = engine;
   return {
     'blockdev-mirror': (args) => startBlockdevMirror(engine.graph, jobs, args),
+    'drive-mirror': (args) => startDriveMirror(engine, args),
     'blockdev-backup': (args) => startBlockdevBackup(engine.graph, jobs, args),
     'block-commit': (args) => startBlockCommit(engine.graph, jobs, args),
     'query-jobs': () => jobs.list().map((job) => job.info()),

@@ -42,6 +42,18 @@ export const controlSchema = [
     returns: z.strictObject({ status: z.literal('running'), running: z.boolean(), singlestep: z.boolean() }),
   }),
   defineCommand({
+    name: 'human-monitor-command',
+    summary:
+      'Two lines of the monitor for people, for managers of replication: `drive_add -n buddy OPTIONS` makes a node ' +
+      '(`driver=replication,mode=primary,file.driver=nbd,file.host=...,file.port=...,node-name=...`), `drive_del NAME` ' +
+      'takes it away. The answer is what the monitor prints: nothing, or what went wrong.',
+    arguments: z.strictObject({
+      'command-line': z.string().max(65_536),
+      'cpu-index': z.int().optional().describe('means nothing here'),
+    }),
+    returns: z.string(),
+  }),
+  defineCommand({
     name: 'quit',
     summary: 'Stops cleanly: exports are closed, jobs cancelled, nodes flushed and closed, then the process ends.',
     arguments: noArguments,

@@ -61,6 +61,22 @@ export const blockJobInfo = z
 
 const errorAction = z.enum(['report', 'ignore', 'enospc', 'stop', 'auto']);
 
+const syncOfMirror = z
+  .enum(['full', 'top', 'none'])
+  .describe('`full`: everything; `none`: only what is written from now on');
+
+/** What both commands that start a mirror take. */
+const mirrorMembers = {
+  speed: size.optional().describe('bytes a second; 0 (default): no limit'),
+  granularity: size.optional().describe('bytes a bit of the dirty bitmap stands for: a power of two (default 65536)'),
+  'buf-size': size.optional().describe('bytes in flight at most'),
+  'on-source-error': errorAction.optional().describe('what an I/O error does (default `report`: the job fails)'),
+  'on-target-error': errorAction.optional().describe('what an I/O error does (default `report`: the job fails)'),
+  'copy-mode': z.enum(['background', 'write-blocking']).optional().describe('only `background`, the default'),
+  'auto-finalize': z.boolean().optional().describe('default true'),
+  'auto-dismiss': z.boolean().optional().describe('default true'),
+};
+
 export const jobSchema = [
   defineCommand({
     name: 'blockdev-mirror',
@@ -71,19 +87,30 @@ export const jobSchema = [
       'job-id': id.optional().describe('id of the job (default: the device)'),
       device: nodeName.describe('node that is copied'),
       target: nodeName.describe('node that is written; not shorter than the source'),
-      sync: z.enum(['full', 'top', 'none']).describe('`full`: everything; `none`: only what is written from now on'),
-      speed: size.optional().describe('bytes a second; 0 (default): no limit'),
-      granularity: size
-        .optional()
-        .describe('bytes a bit of the dirty bitmap stands for: a power of two (default 65536)'),
-      'buf-size': size.optional().describe('bytes in flight at most'),
-      'on-source-error': errorAction.optional().describe('what an I/O error does (default `report`: the job fails)'),
-      'on-target-error': errorAction.optional().describe('what an I/O error does (default `report`: the job fails)'),
+      sync: syncOfMirror,
+      ...mirrorMembers,
       'filter-node-name': nodeName.optional().describe('name of the filter above the source while the job lives'),
-      'copy-mode': z.enum(['background', 'write-blocking']).optional().describe('only `background`, the default'),
       'target-is-zero': z.boolean().optional().describe('the target reads as zeroes: zeroes need no copy'),
-      'auto-finalize': z.boolean().optional().describe('default true'),
-      'auto-dismiss': z.boolean().optional().describe('default true'),
+    }),
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'drive-mirror',
+    summary:
+      'As `blockdev-mirror`, to a target that is named by its file or NBD URI; its node goes when the job has ended, ' +
+      'unless it took the place of the device.',
+    arguments: z.strictObject({
+      'job-id': id.optional().describe('id of the job (default: the device)'),
+      device: nodeName.describe('export id or node that is copied'),
+      target: z.string().min(1).max(4096).describe('a raw file, or `nbd://HOST[:PORT]/EXPORT`, `nbd+unix://...`'),
+      format: z.literal('raw').optional().describe('format of the target: only `raw`, the default'),
+      'node-name': nodeName.optional().describe('name of the target’s node (default: made up)'),
+      mode: z
+        .enum(['absolute-paths', 'existing'])
+        .optional()
+        .describe('`absolute-paths` (default): the file is made, emptied if it is there; `existing`: it is there'),
+      sync: syncOfMirror,
+      ...mirrorMembers,
     }),
     returns: nothing,
   }),
