@@ -10,18 +10,8 @@
  * `checksum` is over the payload, seeded by the header check.
  * `chain` is over the checksum, seeded by the chain of the record before it (the first: by the salt).
  */
-import xxhash, { type XXHashAPI } from 'xxhash-wasm';
 import { getU64, putU64, viewOf } from '../util/bytes.ts';
-
-/** XXH64 with a seed; loaded once. */
-export type Hash64 = XXHashAPI['h64Raw'];
-
-let loaded: Promise<Hash64> | undefined;
-/** The hash function: WebAssembly, compiled at the first call. */
-export function loadHash64(): Promise<Hash64> {
-  loaded ??= xxhash().then((api) => api.h64Raw);
-  return loaded;
-}
+import type { Hash64 } from '../util/xxhash.ts';
 
 /** bytes that a torn write may damage together */
 export const physicalBlockBytes = 4096;

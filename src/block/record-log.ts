@@ -19,11 +19,10 @@ import type { HostRandom } from '../host/host.ts';
 import { viewOf } from '../util/bytes.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Done } from '../util/later.ts';
+import { type Hash64, loadHash64 } from '../util/xxhash.ts';
 import {
   alignUp,
   encodeRecord,
-  type Hash64,
-  loadHash64,
   type RecordHeader,
   type RecordKind,
   recordHeaderBytes,

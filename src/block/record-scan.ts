@@ -1,11 +1,12 @@
 /**
  * Reading a record log back: which records count, and whether what broke off is a torn end or damage (record-log.md 2).
  */
+
+import type { Hash64 } from '../util/xxhash.ts';
 import {
   alignUp,
   chainAfter,
   decodeHeader,
-  type Hash64,
   type RecordHeader,
   recordHeaderBytes,
   recordMagic,

@@ -10,7 +10,8 @@ import { z } from 'zod';
 import { isZero, viewOf } from '../util/bytes.ts';
 import { BlockError } from '../util/errors.ts';
 import type { Done } from '../util/later.ts';
-import { alignUp, type Hash64, physicalBlockBytes } from './record-format.ts';
+import type { Hash64 } from '../util/xxhash.ts';
+import { alignUp, physicalBlockBytes } from './record-format.ts';
 
 export const superblockBytes = 65536;
 /** bytes before the first record: the two copies */

@@ -2,7 +2,6 @@
  * Checksums of blocks of a node (XXH64), read piece by piece. The caller's loop is never held for long: after a few
  * milliseconds of work the turn is given up, and a range that is known to be zero is not read at all.
  */
-import createXxhash, { type XXHashAPI } from 'xxhash-wasm';
 import { allPermissions, permissionBits } from '../block/child.ts';
 import type { Graph } from '../block/graph-view.ts';
 import type { BlockNode } from '../block/node.ts';
@@ -10,6 +9,7 @@ import { blockStatusOf } from '../block/status.ts';
 import type { HostClock } from '../host/host.ts';
 import { isRange } from '../util/bytes.ts';
 import { BlockError } from '../util/errors.ts';
+import { loadXxhash, type XXHashAPI } from '../util/xxhash.ts';
 
 /** bytes read at once */
 const pieceBytes = 2 ** 20;
@@ -47,7 +47,7 @@ export async function blockChecksums(graph: Graph, request: ChecksumRequest, blo
     if (length / block > blocksMax) {
       throw new BlockError('invalid-request', `more than ${blocksMax} blocks: ask for less at a time`);
     }
-    const summer = new Summer(await createXxhash(), graph.host.clock, () => use.node, block);
+    const summer = new Summer(await loadXxhash(), graph.host.clock, () => use.node, block);
     return await summer.sum(offset, offset + length);
   } finally {
     await use.release();

@@ -13,7 +13,7 @@ import { z } from 'zod';
 import type { Host, HostFile } from '../host/host.ts';
 import { getU64, putU64, viewOf } from '../util/bytes.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
-import { type Checksum, loadChecksum } from './checksum.ts';
+import { type Hash64, loadHash64 } from '../util/xxhash.ts';
 import { disksMax } from './config.ts';
 
 /** One state of the group's data that a promotion or going alone began. */
@@ -131,7 +131,7 @@ const magic = 0x4253_4752; // "BSGR"
 const formatVersion = 1;
 
 /** One copy, padded to its block. @throws BlockError invalid-option if the record does not fit */
-export function encodeCopy(record: GroupRecord, sequence: number, hash: Checksum): Uint8Array {
+export function encodeCopy(record: GroupRecord, sequence: number, hash: Hash64): Uint8Array {
   const payload = new TextEncoder().encode(JSON.stringify(record));
   if (payload.length > copyBytes - headerBytes) {
     throw new BlockError(
@@ -157,7 +157,7 @@ export type Copy =
   | { readonly kind: 'blank' }
   | { readonly kind: 'damaged' };
 
-export function decodeCopy(bytes: Uint8Array, hash: Checksum): Copy {
+export function decodeCopy(bytes: Uint8Array, hash: Hash64): Copy {
   const block = bytes.slice(0, copyBytes);
   if (block.length < copyBytes) return { kind: 'damaged' };
   if (block.every((byte) => byte === 0)) return { kind: 'blank' };
@@ -197,12 +197,12 @@ export class GroupFile {
   readonly note: string | null;
   readonly #host: Host;
   readonly #folder: string;
-  readonly #hash: Checksum;
+  readonly #hash: Hash64;
   #file: HostFile | null = null;
   /** the block that the next commit overwrites */
   #older: 0 | 1;
 
-  private constructor(host: Host, folder: string, hash: Checksum, read: ReadCopies) {
+  private constructor(host: Host, folder: string, hash: Hash64, read: ReadCopies) {
     this.#host = host;
     this.#folder = folder;
     this.#hash = hash;
@@ -215,7 +215,7 @@ export class GroupFile {
 
   /** @throws BlockError bad-image if a later version of blockstep wrote it */
   static async open(host: Host, folder: string): Promise<GroupFile> {
-    const hash = await loadChecksum();
+    const hash = await loadHash64();
     await host.files.makeFolder(folder);
     return new GroupFile(host, folder, hash, await readCopies(host, `${folder}/${fileName}`, hash));
   }
@@ -275,7 +275,7 @@ interface ReadCopies {
   readonly note: string | null;
 }
 
-async function readCopies(host: Host, path: string, hash: Checksum): Promise<ReadCopies> {
+async function readCopies(host: Host, path: string, hash: Hash64): Promise<ReadCopies> {
   const none = { sequence: 0, older: 1, note: null } as const;
   const unreadable = (reason: string): ReadCopies => ({ ...none, found: { kind: 'unreadable', reason } });
   if ((await host.files.stat(path)) === null) return { ...none, found: { kind: 'missing' } };

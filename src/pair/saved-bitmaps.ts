@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 import type { Host } from '../host/host.ts';
-import { loadChecksum } from './checksum.ts';
+import { loadHash64 } from '../util/xxhash.ts';
 import type { Range } from './disks.ts';
 
 const fileName = 'may-differ.json';
@@ -51,6 +51,6 @@ export async function loadBitmaps(host: Host, folder: string, mark: string): Pro
 }
 
 async function checksum(bytes: Uint8Array): Promise<string> {
-  const hash = await loadChecksum();
+  const hash = await loadHash64();
   return hash(bytes).toString(16).padStart(16, '0');
 }

@@ -10,8 +10,8 @@
 import assert from 'node:assert/strict';
 import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
 import { join } from 'node:path';
-import { type Hash64, loadHash64 } from '../../src/block/record-format.ts';
 import { copyBytes, decodeCopy, type GroupRecord } from '../../src/pair/generation.ts';
+import { type Hash64, loadHash64 } from '../../src/util/xxhash.ts';
 import { blockBytes, copyGroup, DiskModel, type GroupModel, offsetOf, versionsIn } from '../sim/checker.ts';
 
 export type SideName = 'a' | 'b';

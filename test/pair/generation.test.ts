@@ -2,7 +2,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { loadChecksum } from '../../src/pair/checksum.ts';
 import {
   ancestorsMax,
   copyBytes,
@@ -13,9 +12,10 @@ import {
   type GroupRecord,
   openGeneration,
 } from '../../src/pair/generation.ts';
+import { loadHash64 } from '../../src/util/xxhash.ts';
 import { World } from '../sim/world.ts';
 
-const hash = await loadChecksum();
+const hash = await loadHash64();
 const idOf = (number: number): string => number.toString(16).padStart(16, '0');
 const base = emptyRecord({ volume: 'v', name: 'a', role: 'primary', store: 'clean', disks: { d: 512 } });
 const numbered = (number: number): GroupRecord => ({ ...base, generation: { id: idOf(number), number } });

@@ -10,6 +10,7 @@ import { type PairConfig, pairDefaults } from '../../src/pair/config.ts';
 import { PairDaemon } from '../../src/pair/daemon.ts';
 import type { PairStatus } from '../../src/qmp/schema/pair.ts';
 import { deferred } from '../../src/util/later.ts';
+import { loadXxhash } from '../../src/util/xxhash.ts';
 import { blockBytes, Checker, type DiskModel, diskBytesFor, fill, isMixOf, offsetOf, versionsIn } from './checker.ts';
 import { World, type WorldOptions } from './world.ts';
 
@@ -34,22 +35,9 @@ export interface PairWorldOptions extends WorldOptions {
 
 const user = 'user';
 
-/**
- * Checksums come from a WebAssembly module, which is compiled in real time: simulated time would run away meanwhile, and
- * a seed would not give the same run twice. Compiled here at once, it takes no time at all.
- */
-interface WebAssemblyApi {
-  Module: new (bytes: Uint8Array) => object;
-  Instance: new (module: object, imports?: object) => object;
-  instantiate: (bytes: Uint8Array, imports?: object) => Promise<{ module: object; instance: object }>;
-}
-const api = (globalThis as unknown as { WebAssembly: WebAssemblyApi }).WebAssembly;
-const modules = new Map<number, object>();
-api.instantiate = (bytes, imports) => {
-  const module = modules.get(bytes.length) ?? new api.Module(bytes);
-  modules.set(bytes.length, module);
-  return Promise.resolve({ module, instance: new api.Instance(module, imports) });
-};
+// Checksums come from a WebAssembly module, which is compiled in real time: simulated time would run away meanwhile, and a
+// seed would not give the same run twice. It is compiled before any world runs.
+await loadXxhash();
 
 const nbdPort = 10809;
 
