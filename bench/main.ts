@@ -1,24 +1,26 @@
 /**
- * `npm run bench`: our NBD server beside qemu-nbd, then replication beside two QEMUs (`replication.ts`), in one session,
- * in alternating rounds, as ratios.
+ * `npm run bench`: our NBD server beside qemu-nbd, copies of sparse disks beside it (`sparse.ts`), emptied overlays
+ * (`checkpoint.ts`), then replication beside two QEMUs (`replication.ts`), in one session, in alternating rounds, as ratios.
  *
  * Server on CPU 1, client on CPU 0; each server has a file of 1 GiB without holes on a memory file system, so that no
  * disk is measured. The ratio is the median of the rounds' ratios: a round's two runs see the same machine.
  *
- *   npm run bench -- [nbd] [replication] [--rounds 3] [--seconds 3] [--only TEXT] [--node-arg ARG ...] [--tiny]
- *                  [--check]
+ *   npm run bench -- [nbd] [sparse] [checkpoint] [replication] [--rounds 3] [--seconds 3] [--only TEXT]
+ *                  [--node-arg ARG ...] [--tiny] [--check]
  *
- * Without a name both are measured. `--tiny` shows that replication runs, and measures nothing; `--check` ends with exit
- * code 1 if a ratio is below its target.
+ * Without a name all are measured. `--tiny` shows that all but nbd run, and measures nothing; `--check` ends
+ * with exit code 1 if a ratio is below its target.
  */
 import { randomFillSync } from 'node:crypto';
 import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
+import { checkpointBench } from './checkpoint.ts';
 import { cheapLoad, compileCheapLoad, fileBytes, fioLoad, type Load, type Measured } from './loads.ts';
 import { replicationBench } from './replication.ts';
 import { ours, qemuNbd, RunningServer } from './servers.ts';
+import { sparseBench } from './sparse.ts';
 
-const sections = ['nbd', 'replication'];
+const sections = ['nbd', 'sparse', 'checkpoint', 'replication'];
 const { values: asked, positionals } = parseArgs({
   allowPositionals: true,
   options: {
@@ -104,6 +106,13 @@ async function replicated(folder: string): Promise<boolean> {
   return met;
 }
 
+async function sparse(folder: string): Promise<boolean> {
+  const options = { rounds: Number(asked.rounds), nodeArgs: asked['node-arg'], tiny: asked.tiny };
+  const { markdown, met } = await sparseBench(folder, options);
+  process.stdout.write(`${markdown}\n`);
+  return met;
+}
+
 async function bench(folder: string): Promise<boolean> {
   const program = await compileCheapLoad(folder);
   const loads = [
@@ -139,5 +148,7 @@ if (stranger !== undefined) throw new Error(`there is no section "${stranger}": 
 const wanted = (name: string): boolean => positionals.length === 0 || positionals.includes(name);
 let met = true;
 if (wanted('nbd') && !(await bench(folder))) met = false;
+if (wanted('sparse') && !(await sparse(folder))) met = false;
+if (wanted('checkpoint') && !(await checkpointBench(folder, asked.tiny))) met = false;
 if (wanted('replication') && !(await replicated(folder))) met = false;
 process.exitCode = asked.check && !met ? 1 : 0;
