@@ -1,6 +1,6 @@
 /**
- * What a copy-before-write filter offers beyond a block node: whoever owns the point in time that it keeps (a replication
- * group, a backup job) tells it when a new one begins.
+ * What a copy-before-write filter offers beyond a block node: whoever owns the point in time that it keeps (a
+ * replication group, a backup job) tells it when a new one begins.
  */
 import type { BlockNode } from './node.ts';
 

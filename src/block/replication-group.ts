@@ -138,8 +138,8 @@ export class ReplicationGroup {
   }
 
   /**
-   * The first half of a checkpoint by an owner who makes it durable himself: all members are prepared and held, or none.
-   * Members that have committed a failover and wait for its end take part. `commit` or `abort` follows.
+   * The first half of a checkpoint by an owner who makes it durable himself: all members are prepared and held, or
+   * none. Members that have committed a failover and wait for its end take part. `commit` or `abort` follows.
    */
   prepare(): Promise<void> {
     return this.#round(async () => {

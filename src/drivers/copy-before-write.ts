@@ -1,6 +1,6 @@
 /**
- * `copy-before-write`: a filter that keeps a point in time of its child: before a block is changed for the first time, its
- * old content goes to `target` (replication-filter.md, "The copy-before-write job").
+ * `copy-before-write`: a filter that keeps a point in time of its child: before a block is changed for the first time,
+ * its old content goes to `target` (replication-filter.md, "The copy-before-write job").
  *
  *     write -> | copied already? -> write                      copied: a bit for each granule
  *              | no: read old -> target, then -> write
@@ -8,8 +8,9 @@
  * Invariants: a change of the child starts only when the old content of every granule that it touches is in the target;
  * where the old content cannot be read or stored, the change is not made and fails. With `sync` it is in the target
  * durably (record-log.md 8): the sync belongs here, because only here is known what waits for it, and the target joins
- * the flushes of all changes that wait into one. Overlapping changes wait for each other. A read through an overlay over the child sees old content: it was issued before the change (then the child keeps
- * the order), or it finds the copy in the target.
+ * the flushes of all changes that wait into one. Overlapping changes wait for each other. A read through an overlay
+ * over the child sees old content: it was issued before the change (then the child keeps the order), or it finds the
+ * copy in the target.
  */
 import { z } from 'zod';
 import { permissionBits } from '../block/child.ts';
@@ -65,7 +66,7 @@ export const copyBeforeWriteDriver = defineDriver({
     const { granularity, sync } = options;
     const { length } = child.node;
     const lock = new RangeLock();
-    // The bits say what was copied, so that a new point in time costs what was copied since the last, not the disk's size.
+    // The bits say what was copied: so a new point in time costs what was copied since the last, not the disk's size.
     const copied = new Bitmap(Math.ceil(length / granularity));
     const copiedBytes = (): number => Math.min(copied.count * granularity, length);
     let spare: Uint8Array | null = null;

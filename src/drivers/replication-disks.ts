@@ -4,7 +4,15 @@
  *
  * Invariant: `release` gives back everything that `reopen` and `hold` took, once, in whatever state they stopped.
  */
-import { backingOf, findAllocated, throughFilters, usersAbove } from '../block/chain.ts';
+import {
+  backingOf,
+  type Devices,
+  findAllocated,
+  nodeOfDevice,
+  standsIn,
+  throughFilters,
+  usersAbove,
+} from '../block/chain.ts';
 import { type Child, permissionBits } from '../block/child.ts';
 import type { CopiesBeforeWrite } from '../block/copies-before-write.ts';
 import type { OpenContext } from '../block/driver.ts';
@@ -13,6 +21,8 @@ import type { Graph, NodeInfo } from '../block/graph-view.ts';
 import type { BlockNode } from '../block/node.ts';
 import { blockOperations, type OpBlock } from '../block/op-blockers.ts';
 import type { ReopenRequest } from '../block/reopen.ts';
+import { type Backup, startBackup } from '../jobs/backup.ts';
+import type { JobManager } from '../jobs/job.ts';
 import { BlockError } from '../util/errors.ts';
 import type { Done } from '../util/later.ts';
 
@@ -62,6 +72,33 @@ export function findParts(graph: Graph, filter: string, active: string): Seconda
   };
 }
 
+/** The node on top: a root that has the filter in its tree, or is it. @throws BlockError */
+export function findTop(graph: Graph, devices: Devices, topId: string, filter: string): string {
+  const { nodeName, parentNodes } = nodeOfDevice(graph, devices, topId);
+  const [parent] = parentNodes;
+  if (parent !== undefined) {
+    throw new BlockError('invalid-option', `top-id: '${nodeName}' is no root, it stands below '${parent}'`);
+  }
+  if (!standsIn(graph, nodeName, filter)) {
+    throw new BlockError('invalid-option', `top-id: '${filter}' is not in the tree of '${nodeName}'`);
+  }
+  return nodeName;
+}
+
+/** The job that keeps the old content of the secondary disk in the hidden disk. */
+export function startKeeping(graph: Graph, jobs: JobManager, filter: string, parts: SecondaryParts): Promise<Backup> {
+  return startBackup(graph, jobs, {
+    jobId: `#replication-${filter}`,
+    device: parts.secondary,
+    target: parts.hidden,
+    sync: 'none',
+    filterName: `copy-before-write-${filter}`.slice(0, 255),
+    granularity: parts.granularity,
+    durable: parts.durable,
+    internal: true,
+  });
+}
+
 function checkEmptiable({ node, nodeName }: NodeInfo): void {
   if (node.makeEmpty === undefined && epochal(node) === null) {
     throw new BlockError('not-supported', `the overlay '${nodeName}' cannot be emptied`);
@@ -77,7 +114,7 @@ export function emptyDisk(graph: Graph, nodeName: string, epoch: number | undefi
     return node.makeEmpty();
   }
   if (epoch === undefined) {
-    const text = `the epoch of '${nodeName}' is its owner's: it is emptied by replication-prepare and replication-commit`;
+    const text = `the epoch of '${nodeName}' is its owner's: use replication-prepare and replication-commit`;
     throw new BlockError('wrong-state', text);
   }
   overlay.emptyAt(epoch);

@@ -10,7 +10,7 @@
  * Invariant: a start that fails leaves everything as it was, and whatever a start took is given back exactly once.
  * What goes through it in which stage is the table of `replication-stages.ts`; what it holds, `replication-disks.ts`.
  */
-import { type Devices, nodeOfDevice, standsIn } from '../block/chain.ts';
+import type { Devices } from '../block/chain.ts';
 import type { Child } from '../block/child.ts';
 import type { DriverNode, OpenContext } from '../block/driver.ts';
 import type { Drained, Graph } from '../block/graph-view.ts';
@@ -25,15 +25,24 @@ import {
   type ReplicationStage,
   type StageEvent,
 } from '../block/replication-group.ts';
-import { type Backup, startBackup } from '../jobs/backup.ts';
-import { type Commit, startCommit } from '../jobs/commit.ts';
+import type { Backup } from '../jobs/backup.ts';
 import type { JobManager } from '../jobs/job.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import { after, type Done } from '../util/later.ts';
-import { emptyDisk, findParts, HeldDisks, heldBytes, markKept, type SecondaryParts } from './replication-disks.ts';
+import {
+  emptyDisk,
+  findParts,
+  findTop,
+  HeldDisks,
+  heldBytes,
+  markKept,
+  type SecondaryParts,
+  startKeeping,
+} from './replication-disks.ts';
 import { SplitWrites } from './replication-split.ts';
 import { refusedInStage, stageAccess } from './replication-stages.ts';
+import { Takeover } from './replication-takeover.ts';
 
 /** What the filter needs from beside the graph. */
 export interface SecondaryServices {
@@ -57,7 +66,7 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
   private readonly disks: HeldDisks;
   private topBlock: OpBlock | null = null;
   private copying: Backup | null = null;
-  private commit: Commit | null = null;
+  private takeover: Takeover | null = null;
   private split: SplitWrites | null = null;
   private drained: Drained | null = null;
   /** operations are made one after another; a close waits for the one under way */
@@ -137,7 +146,7 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     const { current } = this;
     try {
       if (current === 'running') return await this.stopCleanly();
-      if (current === 'failover') await this.cancelCommit();
+      if (current === 'failover') await this.cancelTakeover();
     } finally {
       this.topBlock?.lift();
       await this.disks.release({ restore: current === 'running' });
@@ -173,16 +182,9 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     const parts = findParts(graph, this.nodeName, this.child.nodeName);
     this.parts = parts;
     await this.disks.reopen(parts);
-    const top = nodeOfDevice(graph, devices, this.topId);
-    const [parent] = top.parentNodes;
-    if (parent !== undefined) {
-      throw new BlockError('invalid-option', `top-id: '${top.nodeName}' is no root, it stands below '${parent}'`);
-    }
-    if (!standsIn(graph, top.nodeName, this.nodeName)) {
-      throw new BlockError('invalid-option', `top-id: '${this.nodeName}' is not in the tree of '${top.nodeName}'`);
-    }
+    const top = findTop(graph, devices, this.topId, this.nodeName);
     const reason = `replication '${this.nodeName}' is running`;
-    this.topBlock = graph.blockers.block(top.nodeName, blockOperations, reason);
+    this.topBlock = graph.blockers.block(top, blockOperations, reason);
     await this.disks.hold(parts, reason);
     await this.startCopying(parts);
     return parts;
@@ -200,16 +202,7 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
 
   private async startCopying(parts: SecondaryParts): Promise<void> {
     const { graph, jobs } = this.services;
-    const copying = await startBackup(graph, jobs, {
-      jobId: `#replication-${this.nodeName}`,
-      device: parts.secondary,
-      target: parts.hidden,
-      sync: 'none',
-      filterName: `copy-before-write-${this.nodeName}`.slice(0, 255),
-      granularity: parts.granularity,
-      durable: parts.durable,
-      internal: true,
-    });
+    const copying = await startKeeping(graph, jobs, this.nodeName, parts);
     this.copying = copying;
     void copying.job.concluded.then(() => this.inTurn(() => this.copyingEnded(copying)).catch(() => undefined));
     // What was kept over a restart is old content already (record-log.md 9).
@@ -248,7 +241,8 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     return this.inTurn(async () => {
       if (this.drained !== null) throw new BlockError('wrong-state', `node '${this.nodeName}' is prepared already`);
       if (this.current === 'failover') {
-        this.drained = await this.prepareTakeover();
+        if (this.takeover === null) throw refusedInStage(this.nodeName, this.current);
+        this.drained = await this.takeover.prepare();
         return;
       }
       const parts = this.partsNow();
@@ -289,8 +283,8 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
   }
 
   /**
-   * The active disk is emptied, then the hidden disk; users are held. The job forgets what it has copied only then: were
-   * the hidden disk still full, a second copy of a block would put newer content over that of the last checkpoint.
+   * The active disk is emptied, then the hidden disk; users are held. The job forgets what it has copied only then:
+   * were the hidden disk still full, a second copy of a block would put newer content over that of the checkpoint.
    */
   private empty(epoch?: number): Done {
     const { graph } = this.services;
@@ -336,103 +330,74 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
       // The job may have ended before, and what it held with it.
       await this.disks.reopen(parts);
       await this.disks.hold(parts, reason);
-      this.commit = await startCommit(graph, jobs, {
-        jobId: `#commit-${this.nodeName}`,
-        top: parts.active,
-        base: parts.secondary,
-        filterName: `commit-top-${this.nodeName}`.slice(0, 255),
-        completes: parts.ofGroup ? 'asked' : 'unasked',
-        internal: true,
-      });
+      this.takeover = await Takeover.begin(graph, jobs, this.nodeName, parts);
     } catch (error) {
       if (this.current === 'running') this.move('failover');
-      this.commitFailed(toBlockError(error));
+      await this.takeoverFailed(toBlockError(error));
       throw error;
     }
-    const { commit } = this;
-    void commit.job.concluded.then(() => this.inTurn(() => this.commitEnded(commit)).catch(() => undefined));
-    void this.tellWhenInStep(commit);
+    const { takeover } = this;
+    void takeover.ended.then(() => this.inTurn(() => this.takeoverEnded(takeover)).catch(() => undefined));
+    void takeover.ready.then(() => this.context.emit('REPLICATION_COMMIT_READY', { node: this.nodeName }));
   }
 
-  private async commitEnded(commit: Commit): Promise<void> {
-    if (this.commit !== commit) return;
-    this.commit = null;
+  private async takeoverEnded(takeover: Takeover): Promise<void> {
+    if (this.takeover !== takeover) return;
+    this.takeover = null;
     this.unprepare();
-    if (!commit.pivoted) {
-      this.commitFailed(commit.job.error ?? new BlockError('cancelled', 'it was cancelled'));
-      return;
-    }
+    if (!takeover.succeeded) return await this.takeoverFailed(takeover.failure);
     await this.disks.release({ restore: false });
     this.error = null;
     this.parts = null;
     this.move('commit-done');
   }
 
-  private commitFailed(error: BlockError): void {
-    const parts = this.partsNow();
+  /** Users are held for the change: a write under way may be about to allocate what a later one asks the status of. */
+  private async takeoverFailed(error: BlockError): Promise<void> {
+    const { active, hidden } = this.partsNow();
     const { graph } = this.services;
+    const drained = await graph.drain(active);
     this.error = new BlockError(error.code, `the commit of the failover failed: ${error.message}`, { cause: error });
-    const overlays = [graph.find(parts.active).node, graph.find(parts.hidden).node];
+    const overlays = [graph.find(active).node, graph.find(hidden).node];
     this.split = new SplitWrites(this.child, overlays, () => this.disks.secondary);
     this.disks.unblock();
     this.move('commit-failed');
+    drained.end();
   }
 
-  private async cancelCommit(): Promise<void> {
-    const { commit } = this;
-    this.commit = null;
-    if (commit === null) return;
-    commit.job.cancelIfItCan();
-    await commit.job.concluded;
+  private async cancelTakeover(): Promise<void> {
+    const { takeover } = this;
+    this.takeover = null;
+    await takeover?.cancel();
     // It was too late to cancel it.
-    if (commit.pivoted) this.move('commit-done');
+    if (takeover?.succeeded === true) this.move('commit-done');
   }
 
-  // ------------------------------------------------------------ the end of a failover, with an owner of the epoch
-
-  /** The base is durable and the users are held: the owner may now say durably that the overlays are empty. */
-  private async prepareTakeover(): Promise<Drained> {
-    const { commit } = this;
-    if (commit === null || !commit.inStep) {
-      throw new BlockError('wrong-state', `node '${this.nodeName}': the commit of the failover is still under way`);
-    }
-    return await commit.prepareEnd();
-  }
-
+  /** The owner has made the end durable: the overlays are empty from now on, and the disk takes their place. */
   private takeOver(epoch: number | undefined): Done {
-    const { commit } = this;
+    const { takeover } = this;
     try {
-      if (commit === null) throw refusedInStage(this.nodeName, this.current);
-      if (epoch !== undefined) {
-        const done = this.empty(epoch);
-        if (done !== undefined) return done.then(() => this.completeCommit(commit));
-      }
-      return this.completeCommit(commit);
+      if (takeover === null) throw refusedInStage(this.nodeName, this.current);
+      // At once for overlays of a group: all members do it in one tick.
+      const emptied = epoch === undefined ? undefined : this.empty(epoch);
+      return after(emptied, () => this.completeTakeover(takeover));
     } catch (error) {
       this.unprepare();
       throw error;
     }
   }
 
-  private async completeCommit(commit: Commit): Promise<void> {
-    commit.job.complete();
-    await commit.job.concluded;
+  private async completeTakeover(takeover: Takeover): Promise<void> {
+    await takeover.complete();
     await this.lastTurn;
     if (this.error !== null) throw this.error;
-  }
-
-  private async tellWhenInStep(commit: Commit): Promise<void> {
-    await commit.ready;
-    if (this.commit === commit && this.partsNow().ofGroup) {
-      this.context.emit('REPLICATION_COMMIT_READY', { node: this.nodeName });
-    }
   }
 
   // ------------------------------------------------------------ the rest
 
   info(): ReplicationInfo {
     const { graph } = this.services;
-    const { parts, commit } = this;
+    const { parts, takeover } = this;
     return {
       node: this.nodeName,
       mode: this.mode,
@@ -441,7 +406,7 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
       prepared: this.drained !== null,
       'hidden-bytes': parts === null ? 0 : heldBytes(graph, parts.hidden),
       'active-bytes': parts === null ? 0 : heldBytes(graph, parts.active),
-      commit: commit === null ? null : progressOf(commit),
+      commit: takeover?.info() ?? null,
     };
   }
 
@@ -463,13 +428,4 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     this.lastTurn = turn.catch(() => undefined);
     return turn;
   }
-}
-
-function progressOf(commit: Commit): Record<string, unknown> {
-  const info = commit.job.info();
-  return {
-    status: commit.inStep ? 'ready' : 'running',
-    'current-progress': info['current-progress'],
-    'total-progress': info['total-progress'],
-  };
 }

@@ -1,12 +1,12 @@
 /**
- * A commit: copies what the overlays of a chain hold into the base below them, while I/O goes on, and then puts the base
- * in the place of the chain (QEMU: qapi/block-core.json, block-commit).
+ * A commit: copies what the overlays of a chain hold into the base below them, while I/O goes on, and then puts the
+ * base in the place of the chain (QEMU: qapi/block-core.json, block-commit).
  *
  *     parents -> commit-top -> top -> ... -> base             job reads the top, writes the base
  *     parents -> base                                          after the pivot
  *
- * Invariant: what is written meanwhile reaches the top and, where the base is up to date, the base (`CommitWrites`). The
- * base is durable before it takes the place of the chain. The overlays keep their content.
+ * Invariant: what is written meanwhile reaches the top and, where the base is up to date, the base (`CommitWrites`).
+ * The base is durable before it takes the place of the chain. The overlays keep their content.
  */
 import { backingOf, findAllocated, overlaysAbove } from '../block/chain.ts';
 import { allPermissions, permissionBits } from '../block/child.ts';

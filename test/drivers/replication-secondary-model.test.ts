@@ -1,6 +1,6 @@
 /**
- * Two writers against a model: the primary on the secondary disk, the secondary's user on the top, with checkpoints and a
- * failover at random moments, over disks that answer at once or later.
+ * Two writers against a model: the primary on the secondary disk, the secondary's user on the top, with checkpoints and
+ * a failover at random moments, over disks that answer at once or later.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';

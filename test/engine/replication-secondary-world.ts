@@ -23,7 +23,7 @@ export interface SecondaryOptions {
   readonly writable?: boolean;
 }
 
-/** One disk of a secondary: `d-local`, `d-hidden`, `d-active`, `d-top`; exports `s` over `d-local` and `t` over `d-top`. */
+/** One disk of a secondary: `d-local`, `d-hidden`, `d-active`, `d-top`; exports `s` of `d-local` and `t` of `d-top`. */
 export class Secondary {
   readonly checked: CheckedEngine;
   readonly length: number;
