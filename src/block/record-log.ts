@@ -29,7 +29,8 @@ import {
   recordKinds,
   recordPayloadBytesMax,
 } from './record-format.ts';
-import { type RecordVisitor, type Scanned, scanLives } from './record-scan.ts';
+import { endLast, firstGap, hex, type Range, Readers, rangeOf, Stretch } from './record-lives.ts';
+import { notScanned, type RecordVisitor, type Scanned, scanLives } from './record-scan.ts';
 import { type LogFile, LogSpace } from './record-space.ts';
 import {
   encodeSuperblock,
@@ -58,10 +59,7 @@ export interface RecordLogOptions {
   readonly user: Superblock['user'];
 }
 
-interface Range {
-  readonly start: number;
-  readonly end: number;
-}
+const fresh = { clean: true, sequence: 0, lives: [], syncedTo: 0 };
 
 /** What the log's user makes of what is found: told what it kept in the superblock, before the records. */
 export type RecordReader = (user: Superblock['user']) => RecordVisitor;
@@ -96,9 +94,7 @@ export class RecordLog {
   private limit = 0;
   /** the superblock that lists the present life is durable: its records may be written */
   private gate: Promise<void> | null = null;
-  /** stretches of dropped lives that are still read */
-  private readonly dying = new Set<Range>();
-  private readonly reads = new Set<Promise<void>>();
+  private readonly readers = new Readers();
   /** what the lives before the last restart took: the file keeps room for as much again */
   private droppedBytes = 0;
   /** the last append that is not done yet */
@@ -155,15 +151,21 @@ export class RecordLog {
     options: RecordLogOptions,
     reader: RecordReader,
   ): Promise<RecordLog> {
-    const { where, volume, bootId } = options;
+    const { where, volume, generation, bootId } = options;
     const hash = await loadHash64();
-    const superblock = (await readSuperblock(file, hash, where)) ?? freshSuperblock(options);
+    const superblock = (await readSuperblock(file, hash, where)) ?? {
+      ...fresh,
+      volume,
+      generation,
+      bootId,
+      user: options.user,
+    };
     if (superblock.volume !== volume) {
       throw new BlockError('bad-image', `${where}: belongs to volume "${superblock.volume}", not to "${volume}"`);
     }
     const visit = reader(superblock.user);
     if (!superblock.clean && superblock.bootId !== bootId) {
-      const log = new RecordLog(file, hash, random, options, superblock, endOf(superblock));
+      const log = new RecordLog(file, hash, random, options, superblock, notScanned(superblock));
       log.lost = 'the machine went down before it was closed, and it was opened with sync=false';
       return log;
     }
@@ -302,14 +304,7 @@ export class RecordLog {
 
   /** Fills `into` from a record's payload. Until it is done, the place is not used for anything else. */
   read(position: number, into: Uint8Array): Done {
-    const done = this.file.read(position, into);
-    if (done === undefined) return undefined;
-    this.reads.add(done);
-    const ended = (): void => {
-      this.reads.delete(done);
-    };
-    done.then(ended, ended);
-    return done;
+    return this.readers.track(this.file.read(position, into));
   }
 
   // ---------------------------------------------------------------- lives
@@ -340,9 +335,9 @@ export class RecordLog {
     await this.sync();
     const dropped = this.lives.filter((life) => stretch.lives.includes(life));
     this.lives = this.lives.filter((life) => !stretch.lives.includes(life));
-    const ranges = dropped.map((life) => this.keepForReaders(life));
+    const ranges = this.readers.keep(dropped.map((life) => rangeOf(life, this.tail)));
     await this.publish();
-    await this.forgetRanges(ranges);
+    await this.readers.giveBack(ranges);
   }
 
   /**
@@ -355,8 +350,7 @@ export class RecordLog {
     // No record at or below this one is needed any more, and none gets its number again.
     this.syncs.raise(this.header.sequence);
     if (this.options.durable) this.clean = true;
-    // Whoever reads there still does so undisturbed.
-    if (this.reads.size > 0) void this.forgetRanges(this.lives.map((life) => this.keepForReaders(life)));
+    void this.readers.giveBack(this.readers.keep(this.lives.map((life) => rangeOf(life, this.tail))));
     this.lives = [];
     this.lost = null;
   }
@@ -388,17 +382,6 @@ export class RecordLog {
     this.lives = endLast(this.lives, this.header.sequence, this.chain, this.tail);
   }
 
-  private keepForReaders(life: Life): Range {
-    const range = { start: life.start, end: life.end?.position ?? this.tail };
-    this.dying.add(range);
-    return range;
-  }
-
-  private async forgetRanges(ranges: readonly Range[]): Promise<void> {
-    await Promise.allSettled([...this.reads]);
-    for (const range of ranges) this.dying.delete(range);
-  }
-
   private beginLife(size: number): void {
     if (this.lives.length >= livesMax) {
       throw new BlockError(
@@ -407,7 +390,7 @@ export class RecordLog {
       );
     }
     this.endAppending();
-    const { start, end } = this.gap(Math.max(size, this.options.growBytes));
+    const { start, end } = firstGap(this.taken(), Math.max(size, this.options.growBytes));
     this.salt = viewOf(this.random.bytes(8).slice()).getBigUint64(0);
     this.chain = this.salt;
     this.tail = start;
@@ -426,20 +409,8 @@ export class RecordLog {
     );
   }
 
-  /** The first free stretch of at least `size` bytes. */
-  private gap(size: number): Range {
-    const taken = this.taken().sort((a, b) => a.start - b.start);
-    let start = superblockAreaBytes;
-    for (const range of taken) {
-      if (range.start - start >= size) return { start, end: range.start };
-      start = Math.max(start, alignUp(range.end));
-    }
-    return { start, end: Number.MAX_SAFE_INTEGER };
-  }
-
   private taken(): Range[] {
-    const lives = this.lives.map(({ start, end }) => ({ start, end: end?.position ?? this.tail }));
-    return [...lives, ...this.dying];
+    return [...this.lives.map((life) => rangeOf(life, this.tail)), ...this.readers.kept];
   }
 
   /** A file that was much longer than what is needed now is shortened. */
@@ -508,45 +479,4 @@ export class RecordLog {
     this.clean = true;
     await this.publish();
   }
-}
-
-/** Lives that had ended at one moment. */
-export class Stretch {
-  readonly lives: readonly Life[];
-
-  constructor(lives: readonly Life[]) {
-    this.lives = lives;
-  }
-
-  /** A record's payload at this position is in one of them. */
-  has(position: number): boolean {
-    for (const { start, end } of this.lives)
-      if (position >= start && end !== null && position < end.position) return true;
-    return false;
-  }
-}
-
-const hex = (value: bigint): string => value.toString(16).padStart(16, '0');
-
-/** The lives with the last one ended; one without any record is dropped. */
-function endLast(lives: readonly Life[], sequence: number, chain: bigint, position: number): Life[] {
-  const last = lives.at(-1);
-  if (last === undefined || last.end !== null) return [...lives];
-  const before = lives.slice(0, -1);
-  return sequence < last.firstSequence
-    ? before
-    : [...before, { ...last, end: { sequence, chain: hex(chain), position } }];
-}
-
-function freshSuperblock(options: RecordLogOptions): Superblock {
-  const { volume, generation, bootId, user } = options;
-  return { volume, generation, bootId, clean: true, sequence: 0, lives: [], syncedTo: 0, user };
-}
-
-/** What is known of a log whose records are not looked at. */
-function endOf({ lives, syncedTo }: Superblock): Scanned {
-  const last = lives.at(-1);
-  const position = last?.end?.position ?? last?.start ?? superblockAreaBytes;
-  const sequence = Math.max(syncedTo, last?.end?.sequence ?? last?.firstSequence ?? 0);
-  return { sequence, position, chain: 0n, durable: sequence, damaged: false };
 }

@@ -146,3 +146,11 @@ async function highestSynced(window: Window, hash: Hash64, life: Life, from: num
   }
   return highest;
 }
+
+/** What is known of a log whose records are not looked at. */
+export function notScanned({ lives, syncedTo }: Superblock): Scanned {
+  const last = lives.at(-1);
+  const position = last?.end?.position ?? last?.start ?? superblockAreaBytes;
+  const sequence = Math.max(syncedTo, last?.end?.sequence ?? last?.firstSequence ?? 0);
+  return { sequence, position, chain: 0n, durable: sequence, damaged: false };
+}

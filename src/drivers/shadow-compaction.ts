@@ -6,7 +6,8 @@
  * drained overlay is quiet. Invariant: at every moment the lives that count hold every block, the last record of a block
  * being its newest content: a crash loses nothing.
  */
-import type { RecordLog, Stretch } from '../block/record-log.ts';
+import type { Stretch } from '../block/record-lives.ts';
+import type { RecordLog } from '../block/record-log.ts';
 import type { BlockIndex } from '../util/block-index.ts';
 
 export interface CompactionParts {

@@ -27,6 +27,14 @@ export class CrashFile implements LogFile {
     this.random = random;
   }
 
+  /** A file that durably holds these bytes. */
+  static holding(bytes: Uint8Array, random: () => number): CrashFile {
+    const file = new CrashFile(random);
+    file.bytes = bytes.slice();
+    file.durable = bytes.slice();
+    return file;
+  }
+
   get length(): number {
     return this.bytes.length;
   }
