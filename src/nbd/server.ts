@@ -117,7 +117,9 @@ export class NbdServer implements ConnectionOwner {
     served.sessions.add(session);
     // A pause of a session that has issued nothing is done at once.
     for (let count = 0; count < served.pauses; count += 1) void session.pause();
-    if (served.hangUps > 0 || this.#closed) void session.hangUp();
+    // What the client chose may be gone if it was slow to read the answer; its requests must not reach the node.
+    const gone = this.directory.find(name) !== agreed.exported;
+    if (gone || served.hangUps > 0 || this.#closed) void session.hangUp();
     return session;
   }
 

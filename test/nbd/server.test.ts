@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import * as nbd from '../../src/nbd/constants.ts';
+import { NbdServer } from '../../src/nbd/server.ts';
 import { inflightBytesMax, inflightMax } from '../../src/nbd/session.ts';
-import { settle } from './fake-host.ts';
+import { FakeHost, settle } from './fake-host.ts';
 import { MemoryBackend } from './memory-backend.ts';
 import { serving, TestClient } from './serving.ts';
 import { SlowBackend } from './slow-backend.ts';
@@ -134,6 +135,28 @@ test('hung up: nothing new is issued, replies still go out, done when nothing is
   await settle();
   assert.deepEqual(cookies(client), [1]);
   assert.equal(client.stream.ending, true);
+});
+
+test('pair 4: a client that chose an export and read the answer only after that was gone issues nothing', async () => {
+  const backend = new SlowBackend(MiB);
+  const { exported } = await serving({ backend });
+  const host = new FakeHost();
+  const open = new Set([exported]);
+  const find = (name: string) => [...open].find((one) => one.name === name) ?? null;
+  const server = new NbdServer(host, { list: () => [...open], find });
+  await server.listen({ type: 'unix', path: '/other' });
+  const stream = host.connect();
+  stream.arrive(bytes(clientFlags(), option(nbd.NBD_OPT_STRUCTURED_REPLY)));
+  stream.stalled = true;
+  stream.arrive(option(nbd.NBD_OPT_GO, infoData('disk')));
+  open.delete(exported);
+  await server.hangUp('disk');
+  stream.drain();
+  await settle();
+  stream.arrive(request(write(1)));
+  await settle();
+  assert.deepEqual(backend.names, []);
+  assert.equal(stream.ending, true);
 });
 
 test('while an export is hung up, nobody begins on it', async () => {
