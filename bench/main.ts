@@ -1,6 +1,7 @@
 /**
  * `npm run bench`: our NBD server beside qemu-nbd, copies of sparse disks beside it (`sparse.ts`), emptied overlays
- * (`checkpoint.ts`), then replication beside two QEMUs (`replication.ts`), in one session, in alternating rounds, as ratios.
+ * (`checkpoint.ts`), then replication beside two QEMUs (`replication.ts`), in one session, in alternating rounds, as
+ * ratios.
  *
  * Server on CPU 1, client on CPU 0; each server has a file of 1 GiB without holes on a memory file system, so that no
  * disk is measured. The ratio is the median of the rounds' ratios: a round's two runs see the same machine.

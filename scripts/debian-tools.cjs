@@ -1,7 +1,7 @@
 'use strict';
 /*
- * The programs of others that the tests and the benchmark talk to, by Debian package: which are missing, and how they are
- * got where that can be done without asking anybody. Old syntax: it runs on whatever Node the machine has.
+ * The programs of others that the tests and the benchmark talk to, by Debian package: which are missing, and how they
+ * are got where that can be done without asking anybody. Old syntax: it runs on whatever Node the machine has.
  */
 const childProcess = require('node:child_process');
 const fs = require('node:fs');

@@ -6,7 +6,10 @@ import type { BlockError } from '../util/errors.ts';
 import type { BlockNode } from './node.ts';
 
 export interface Breakable {
-  /** Calls the listener each time the connection breaks, in the tick in which that is seen. Returns how to stop listening. */
+  /**
+   * Calls the listener each time the connection breaks, in the tick in which that is seen. Returns how to stop
+   * listening.
+   */
   onBroken(listener: (error: BlockError) => void): () => void;
   /**
    * Cuts the connection for good: every request in flight fails with `connection-lost` and so does every later one.

@@ -7,7 +7,10 @@ import type { DriverNode } from './driver.ts';
 /** What a parent does to a node, or lets others do (QEMU's BlockPermission). */
 export type Permission = 'consistent-read' | 'write' | 'write-unchanged' | 'resize';
 
-/** `file`: the protocol below a format; `backing`: what an overlay shows through; `data`: content; `filtered`: the one child of a filter. */
+/**
+ * `file`: the protocol below a format; `backing`: what an overlay shows through; `data`: content; `filtered`: the one
+ * child of a filter.
+ */
 export type ChildRole = 'file' | 'backing' | 'data' | 'filtered';
 
 /** Bit masks of permissions; the bit numbers are image-locking's. */

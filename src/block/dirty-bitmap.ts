@@ -1,6 +1,6 @@
 /**
- * Which bytes of a disk are dirty, kept in granules: marking rounds outward, clearing rounds inward, so that a byte that
- * was marked stays so until a clear has covered its whole granule.
+ * Which bytes of a disk are dirty, kept in granules: marking rounds outward, clearing rounds inward, so that a byte
+ * that was marked stays so until a clear has covered its whole granule.
  */
 import { Bitmap } from '../util/bitmap.ts';
 import { isRange } from '../util/bytes.ts';

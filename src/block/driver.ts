@@ -1,8 +1,8 @@
 /**
  * How a driver is written: one file, options as a schema, operations over its children (`defineDriver`).
  *
- * `open` gets checked options and a context that attaches children; it returns the operations. A filter is a driver with
- * one `filtered` child: `filterOver(child, { what it changes })`. No module state, no inheritance.
+ * `open` gets checked options and a context that attaches children; it returns the operations. A filter is a driver
+ * with one `filtered` child: `filterOver(child, { what it changes })`. No module state, no inheritance.
  */
 import type { z } from 'zod';
 import type { Host } from '../host/host.ts';
@@ -23,16 +23,25 @@ export interface DriverNode extends BlockNode {
   /** Children at run time (`x-blockdev-change`). Detach the named child with `context.detach`. */
   addChild?(reference: string): Promise<void>;
   removeChild?(name: string): Promise<void>;
-  /** The permissions its parents now need and share in sum (file: image locks). A throw refuses the change; nothing has changed then. */
+  /**
+   * The permissions its parents now need and share in sum (file: image locks). A throw refuses the change; nothing has
+   * changed then.
+   */
   permissionsChanging?(needs: PermissionMask, shares: PermissionMask): Done;
   /**
-   * Makes ready to be read-only, or writable; nothing has changed before `commit`. Absent: the driver has no state of its
-   * own about it, or asks `context.readOnly` each time. No requests are under way.
+   * Makes ready to be read-only, or writable; nothing has changed before `commit`. Absent: the driver has no state of
+   * its own about it, or asks `context.readOnly` each time. No requests are under way.
    */
   reopen?(readOnly: boolean): Promise<Reopening>;
-  /** A write that this node was given too failed in a sibling that decides: what it holds there may now differ (pair.md 8). */
+  /**
+   * A write that this node was given too failed in a sibling that decides: what it holds there may now differ (pair.md
+   * 8).
+   */
   siblingFailed?(offset: number, length: number): void;
-  /** Overlapping requests in the order sent, a flush covers all before it: may `blockstep:ordered` be announced over this node? Absent: yes. */
+  /**
+   * Overlapping requests in the order sent, a flush covers all before it: may `blockstep:ordered` be announced over
+   * this node? Absent: yes.
+   */
   readonly ordered?: boolean;
   /** Commands of the driver's own at run time (`blkdebug`: faults, a power cut). @throws BlockError `invalid-option` */
   control?(args: Readonly<Record<string, unknown>>): Promise<Record<string, unknown>>;
@@ -62,7 +71,9 @@ export interface OpenContext {
    */
   attach(name: string, role: ChildRole, reference: NodeReference, permissions?: ChildPermissions): Promise<Child>;
   detach(child: Child): Promise<void>;
-  /** Something that lives beside the graph, put there by the engine under a name: `replication-group`, `job-manager`. */
+  /**
+   * Something that lives beside the graph, put there by the engine under a name: `replication-group`, `job-manager`.
+   */
   service<T>(name: string): T;
 }
 
@@ -73,7 +84,10 @@ export interface DriverDefinition<Options = unknown> {
   readonly name: string;
   /** one line for the reference */
   readonly summary: string;
-  /** the driver's own options; `driver`, `node-name`, `read-only`, `discard`, `cache`, `detect-zeroes`, `auto-read-only` are the graph's */
+  /**
+   * the driver's own options; `driver`, `node-name`, `read-only`, `discard`, `cache`, `detect-zeroes`, `auto-read-only`
+   * are the graph's
+   */
   readonly options: z.ZodType<Options>;
   /** has one `filtered` child and looks like it */
   readonly isFilter?: boolean;

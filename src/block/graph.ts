@@ -1,9 +1,9 @@
 /**
  * The graph of block nodes: names, children, users, and every change of them.
  *
- * Invariants: a node that can be found is open; a change of edges happens together with the permissions that follow from
- * it, or not at all; changes of edges are made one after another (`change`), while opening a node, which may take long,
- * is not. A node made in place for a parent goes when its last parent does.
+ * Invariants: a node that can be found is open; a change of edges happens together with the permissions that follow
+ * from it, or not at all; changes of edges are made one after another (`change`), while opening a node, which may take
+ * long, is not. A node made in place for a parent goes when its last parent does.
  */
 import type { Host } from '../host/host.ts';
 import { check } from '../qmp/check.ts';

@@ -34,7 +34,10 @@ export interface BlockNode {
   writeZeroes(offset: number, length: number, flags: WriteFlags): Done;
   /** A hint: the content is not needed any more. What the range reads afterwards is the node's choice. */
   discard(offset: number, length: number): Done;
-  /** Done only when every write that was completed before this call is durable. A failed one sticks (`docs/failures.md`). */
+  /**
+   * Done only when every write that was completed before this call is durable. A failed one sticks
+   * (`docs/failures.md`).
+   */
   flush(): Done;
   /**
    * The status of `[offset, offset + length)`: extents from `offset` on, at least one; it may stop early (ask again),

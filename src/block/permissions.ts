@@ -5,8 +5,8 @@
  * the graph is tried: the needs are computed from the top down, every node is checked, drivers that guard something
  * outside the graph (file: image locks) are asked, and only when nobody refuses does it stand.
  *
- * Drivers are told twice, so that a refusal can always be taken back: first to widen (take what the old or the new state
- * needs, share what both share), which may fail; at the end to narrow to what is really needed, which may not.
+ * Drivers are told twice, so that a refusal can always be taken back: first to widen (take what the old or the new
+ * state needs, share what both share), which may fail; at the end to narrow to what is really needed, which may not.
  */
 import { BlockError } from '../util/errors.ts';
 import {

@@ -1,4 +1,6 @@
-/** The drivers an engine knows, by name. The array comes from outside, so a program may leave some out or add its own. */
+/**
+ * The drivers an engine knows, by name. The array comes from outside, so a program may leave some out or add its own.
+ */
 import { BlockError } from '../util/errors.ts';
 import type { DriverDefinition } from './driver.ts';
 

@@ -1,4 +1,6 @@
-/** A use of a node by something outside the graph, as its holder sees it: an edge, without what only the graph may do. */
+/**
+ * A use of a node by something outside the graph, as its holder sees it: an edge, without what only the graph may do.
+ */
 import type { ChildRole, PermissionNeed } from './child.ts';
 import type { RootUse } from './graph-view.ts';
 import type { Edge } from './vertex.ts';

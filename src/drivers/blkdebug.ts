@@ -1,9 +1,9 @@
 /**
- * A filter that makes things go wrong: errors and delays by operation, range, count and chance, and a volatile cache that
- * a power cut loses. For tests of whatever stands above it, and for trying out what a failing disk does.
+ * A filter that makes things go wrong: errors and delays by operation, range, count and chance, and a volatile cache
+ * that a power cut loses. For tests of whatever stands above it, and for trying out what a failing disk does.
  *
- * Without faults and cache every request goes straight to the child. Otherwise requests that overlap wait for each other,
- * because a delay would change their order.
+ * Without faults and cache every request goes straight to the child. Otherwise requests that overlap wait for each
+ * other, because a delay would change their order.
  */
 import { z } from 'zod';
 import type { Child } from '../block/child.ts';

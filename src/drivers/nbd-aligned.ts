@@ -84,7 +84,9 @@ export class AlignedBackend implements NbdBackend {
     return inside;
   }
 
-  /** Reads through a buffer what does not begin or end at a block: copied, because the server takes only whole blocks. */
+  /**
+   * Reads through a buffer what does not begin or end at a block: copied, because the server takes only whole blocks.
+   */
   async #readParts(offset: number, into: Uint8Array): Promise<void> {
     const end = offset + into.length;
     const most = Math.max(bounceBytesMax, this.#block);

@@ -6,11 +6,11 @@
  *         ^                  | connected again                   | a request fails at once, and lets a new
  *         +------------------+-----------------------------------+ connection be tried behind it
  *
- * While waiting, requests are held, those that were in flight too, and issued again in the order in which they came, once
- * all that the lost connection had are back; so overlapping ones keep their order. What a reconnect cannot know: whether
- * the server kept what it had answered and not flushed, and whether a request of the old connection still takes effect
- * late. For replication neither is acceptable, so a pair uses no reconnect-delay and names its exports by instance
- * (pair.md 4).
+ * While waiting, requests are held, those that were in flight too, and issued again in the order in which they came,
+ * once all that the lost connection had are back; so overlapping ones keep their order. What a reconnect cannot know:
+ * whether the server kept what it had answered and not flushed, and whether a request of the old connection still takes
+ * effect late. For replication neither is acceptable, so a pair uses no reconnect-delay and names its exports by
+ * instance (pair.md 4).
  */
 import type { Host, HostTimer } from '../host/host.ts';
 import type { NbdClient } from '../nbd/client.ts';
@@ -139,7 +139,10 @@ export class NbdLink {
     this.#options.lost(error);
   }
 
-  /** `reconnect-delay` is over: "any delayed requests and all future requests before a successful reconnect will immediately fail". */
+  /**
+   * `reconnect-delay` is over: "any delayed requests and all future requests before a successful reconnect will
+   * immediately fail".
+   */
   #giveUp(): void {
     this.#waiting = false;
     this.#stopTimers();

@@ -70,8 +70,8 @@ export const nbdDriver = defineDriver({
     }
     const where = { address: addressOf(options), exportName: options.export };
     const reconnects = options['reconnect-delay'] > 0;
-    // A request that is issued again after a reconnect may not overtake a later one that overlaps it, so then the client
-    // keeps the order and not the server.
+    // A request that is issued again after a reconnect may not overtake a later one that overlaps it, so then the
+    // client keeps the order and not the server.
     const contexts = reconnects ? [NBD_META_BASE_ALLOCATION] : [NBD_META_BASE_ALLOCATION, NBD_META_BLOCKSTEP_ORDERED];
     const connect = (): Promise<NbdClient> => NbdClient.connect(context.host, { ...where, contexts });
     const client = await connectWithin(context.host, options['open-timeout'], connect);

@@ -1,12 +1,13 @@
 /**
- * One disk on several children: writes go to all of them, reads are voted on (`quorum`) or come from the first (`fifo`).
+ * One disk on several children: writes go to all of them, reads are voted on (`quorum`) or come from the first
+ * (`fifo`).
  *
  * Invariants:
  * - Every child is called, in order and in the same tick, before any result is looked at.
- * - Overlapping writes are never in flight together in the children (pair.md 3): while a request takes time its range is
- *   held; as long as all children answer at once nothing is held and nothing allocated.
- * - `fifo`: the first child decides writes and flushes, whatever the others say (pair.md 8; QEMU answers success there);
- *   beyond that at least `vote-threshold` children must succeed. The others are told of a write that it failed.
+ * - Overlapping writes are never in flight together in the children (pair.md 3): while a request takes time its range
+ *   is held; as long as all children answer at once nothing is held and nothing allocated.
+ * - `fifo`: the first child decides writes and flushes, whatever the others say (pair.md 8; QEMU answers success
+ *   there); beyond that at least `vote-threshold` children must succeed. The others are told of a write that it failed.
  */
 import { z } from 'zod';
 import { type Child, type PermissionNeed, permissionBits } from '../block/child.ts';

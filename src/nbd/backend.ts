@@ -38,6 +38,9 @@ export interface NbdServerExport {
 export interface NbdExportDirectory {
   /** The names that are listed. */
   list(): readonly NbdServerExport[];
-  /** The export, or a sentence why this name is refused (NBD_REP_ERR_POLICY), or null: there is none (NBD_REP_ERR_UNKNOWN). */
+  /**
+   * The export, or a sentence why this name is refused (NBD_REP_ERR_POLICY), or null: there is none
+   * (NBD_REP_ERR_UNKNOWN).
+   */
   find(name: string): NbdServerExport | { readonly refused: string } | null;
 }

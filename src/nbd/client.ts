@@ -1,12 +1,13 @@
 /**
  * A client of one export of an NBD server, over one connection: the operations of a block node.
  *
- * - Requests are batched: all that are issued in one turn leave in one send. Large ones are split to what the server takes.
+ * - Requests are batched: all that are issued in one turn leave in one send. Large ones are split to what the server
+ *   takes.
  * - Overlapping requests take effect in the order issued: a server that agreed on `blockstep:ordered` (pair.md 3) keeps
  *   it by itself and gets everything at once; towards any other the later one waits here.
  * - What the server did not announce is not sent.
- * - A connection that is lost fails every request, those in flight and later ones, with `connection-lost`; a server that
- *   breaks the protocol with `protocol-error`. There is no reconnecting here: the owner connects anew.
+ * - A connection that is lost fails every request, those in flight and later ones, with `connection-lost`; a server
+ *   that breaks the protocol with `protocol-error`. There is no reconnecting here: the owner connects anew.
  * - Buffers are borrowed until the promise of their request settles, also when the connection breaks.
  */
 import type { Host, HostStream, HostTimer, SocketAddress, StreamReceiver } from '../host/host.ts';
@@ -151,7 +152,9 @@ export class NbdClient implements NbdBackend {
     return this.#durable(flags, wire, this.#transfer(nbd.NBD_CMD_WRITE, wire, offset, from.length, from));
   }
 
-  /** @throws BlockError not-supported if the server announced no write-zeroes, or no fast ones and only those will do */
+  /**
+   * @throws BlockError not-supported if the server announced no write-zeroes, or no fast ones and only those will do
+   */
   writeZeroes(offset: number, length: number, flags: BackendFlags): Done {
     this.#check(offset, length);
     this.#checkWritable();
@@ -206,8 +209,8 @@ export class NbdClient implements NbdBackend {
   }
 
   /**
-   * Calls the listener when the connection has ended: with null after `close`, otherwise with the reason, also if nothing
-   * was in flight. At once in the next microtask if it has ended before. Returns how to stop listening.
+   * Calls the listener when the connection has ended: with null after `close`, otherwise with the reason, also if
+   * nothing was in flight. At once in the next microtask if it has ended before. Returns how to stop listening.
    */
   onClosed(listener: (error: BlockError | null) => void): () => void {
     this.#listeners.add(listener);
@@ -286,7 +289,10 @@ export class NbdClient implements NbdBackend {
     this.#writer.write(request, request.slot, this.#inFlight.sequenceOf(request));
   }
 
-  /** All of its reply has come. A payload that is still on its way out stays borrowed: then it settles when that is done. */
+  /**
+   * All of its reply has come. A payload that is still on its way out stays borrowed: then it settles when that is
+   * done.
+   */
   #replied(request: PendingRequest): void {
     request.replied = true;
     if (!request.sending) this.#settle(request);

@@ -257,7 +257,9 @@ export class HandshakeClient<Result> {
     }
   }
 
-  /** "NBD_OPT_SET_META_CONTEXT": the contexts that the server selected; none if it refuses (NBD_OPT_GO then tells why). */
+  /**
+   * "NBD_OPT_SET_META_CONTEXT": the contexts that the server selected; none if it refuses (NBD_OPT_GO then tells why).
+   */
   *#setContexts(name: Uint8Array, queries: readonly string[]): Conversation<Map<string, number>> {
     const contexts = new Map<string, number>();
     const ids = new Set<number>();

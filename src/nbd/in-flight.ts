@@ -2,8 +2,9 @@
  * The requests of one connection: in flight, in slots, and waiting for one, in the order issued.
  *
  * A cookie is a slot's index and a sequence number. Towards an ordered server (pair.md 3) requests go out strictly as
- * they were issued. Towards any other one the protocol promises nothing ("Ordering of messages and writes"), so requests
- * whose ranges overlap are never in flight together, unless all of them only read; the later waits, others may overtake it.
+ * they were issued. Towards any other one the protocol promises nothing ("Ordering of messages and writes"), so
+ * requests whose ranges overlap are never in flight together, unless all of them only read; the later waits, others may
+ * overtake it.
  */
 import { PendingRequest } from './pending.ts';
 

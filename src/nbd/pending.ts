@@ -92,7 +92,10 @@ export class PendingRequest {
     return this.#coveredBytes;
   }
 
-  /** Notes that `[from, from + count)` of the buffer comes now. False: a part of it came before, or there are too many pieces. */
+  /**
+   * Notes that `[from, from + count)` of the buffer comes now. False: a part of it came before, or there are too many
+   * pieces.
+   */
   cover(from: number, count: number): boolean {
     // Nearly always the pieces come in order: then the count is all there is to know.
     if (this.#pieces === null && from === this.#coveredBytes) {
@@ -106,7 +109,9 @@ export class PendingRequest {
   }
 }
 
-/** Adds `[from, to)` to a sorted list of disjoint pieces, joining neighbours. False: it overlaps, or the list is full. */
+/**
+ * Adds `[from, to)` to a sorted list of disjoint pieces, joining neighbours. False: it overlaps, or the list is full.
+ */
 function insertPiece(pieces: number[], from: number, to: number): boolean {
   let low = 0;
   let high = pieces.length / 2;

@@ -58,7 +58,9 @@ export class ReplyReader {
   #start = 0;
   #end = 0;
   #state: State = 'header';
-  /** In `data` and `status`: the request, whether its reply ends with this chunk, bytes to come, place in its buffer. */
+  /**
+   * In `data` and `status`: the request, whether its reply ends with this chunk, bytes to come, place in its buffer.
+   */
   #request: PendingRequest | null = null;
   #last = false;
   #left = 0;
@@ -315,7 +317,9 @@ export class ReplyReader {
     if (this.#last && request !== null) this.#endReply(request);
   }
 
-  /** "the server MUST send enough data chunks to cover the entire region", "exactly one status chunk per ... context" */
+  /**
+   * "the server MUST send enough data chunks to cover the entire region", "exactly one status chunk per ... context"
+   */
   #endReply(request: PendingRequest): void {
     if (request.errno === 0) {
       if (request.command === nbd.NBD_CMD_READ && !request.covered) {

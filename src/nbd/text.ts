@@ -1,5 +1,6 @@
 /**
- * Strings of the NBD protocol (doc/proto.md, "Conventions"): UTF-8, no NUL, at most 4096 bytes; and what a peer sent, made fit to print.
+ * Strings of the NBD protocol (doc/proto.md, "Conventions"): UTF-8, no NUL, at most 4096 bytes; and what a peer sent,
+ * made fit to print.
  */
 import { BlockError } from '../util/errors.ts';
 import { NBD_STRING_BYTES_MAX } from './constants.ts';

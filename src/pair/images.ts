@@ -1,6 +1,7 @@
 /**
  * The image files of a group before the engine opens them: which are there, which are made, which hold data.
- * A disk that the group file knows and that is missing is never made anew: that would be empty data in the place of lost.
+ * A disk that the group file knows and that is missing is never made anew: that would be empty data in the place of
+ * lost.
  */
 import type { Host, HostFile } from '../host/host.ts';
 import { BlockError } from '../util/errors.ts';

@@ -126,7 +126,9 @@ export class PeerLink {
     );
   }
 
-  /** Each failure waits longer, up to `redialMsMax`; half of a wait is chance, so that two sides do not march in step. */
+  /**
+   * Each failure waits longer, up to `redialMsMax`; half of a wait is chance, so that two sides do not march in step.
+   */
   #dialLater(_reason: string): void {
     if (!this.dials || this.#closed || this.#current !== null) return;
     this.#redial?.cancel();

@@ -60,7 +60,9 @@ const laterSchema = z.discriminatedUnion('type', [
   simple('target'),
   /** S: I shall never take this generation (pair.md 15) */
   z.strictObject({ type: z.literal('refused'), id: generationId }),
-  /** P: make your disks durable, then tell me: before checksums are believed, and before the short last flush of a sync */
+  /**
+   * P: make your disks durable, then tell me: before checksums are believed, and before the short last flush of a sync
+   */
   simple('flush'),
   simple('flushed'),
   z.strictObject({

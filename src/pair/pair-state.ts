@@ -1,10 +1,10 @@
 /**
  * The words of the pair's state machine: phases, events, steps. No behaviour.
  *
- * A *plan* is a named list of steps that the runner performs one after the other; a step is durable, or done, before the
- * next begins. The first failure ends a plan. A new plan takes the place of the one that runs: its remaining steps are
- * dropped once the step under way has ended (one that only waits for the other side is left). What may take long (a sync, closing an export) is begun by a step and told
- * by an event, so that no plan waits for the other side.
+ * A *plan* is a named list of steps that the runner performs one after the other; a step is durable, or done, before
+ * the next begins. The first failure ends a plan. A new plan takes the place of the one that runs: its remaining steps
+ * are dropped once the step under way has ended (one that only waits for the other side is left). What may take long (a
+ * sync, closing an export) is begun by a step and told by an event, so that no plan waits for the other side.
  */
 import type { Generation, GroupRecord, Proof } from './generation.ts';
 import type { Hello, Message } from './messages.ts';

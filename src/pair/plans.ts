@@ -1,6 +1,6 @@
 /**
- * The plans of the state machine: which steps, in which order. What is durable stands before what depends on it, and the
- * comment at each plan says what would be lost otherwise.
+ * The plans of the state machine: which steps, in which order. What is durable stands before what depends on it, and
+ * the comment at each plan says what would be lost otherwise.
  */
 import { addRefused, type Generation, type GroupRecord, joinAncestors, openGeneration } from './generation.ts';
 import type { Message } from './messages.ts';

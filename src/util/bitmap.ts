@@ -5,7 +5,8 @@
  *                 |     \
  *     level 0   [w0][ 0 ][w2] ...        32 bits a word
  *
- * So finding, clearing and joining cost what is set, not what could be: a 64 TiB disk with ten dirty blocks is ten words.
+ * So finding, clearing and joining cost what is set, not what could be: a 64 TiB disk with ten dirty blocks is ten
+ * words.
  */
 
 /** Most bits that one bitmap may have. */

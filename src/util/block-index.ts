@@ -78,7 +78,9 @@ export class BlockIndex {
     this.values[slot] = position;
   }
 
-  /** A block in `[from, end)` such that those before it, from `from` on, are not held: the first held one, or earlier. */
+  /**
+   * A block in `[from, end)` such that those before it, from `from` on, are not held: the first held one, or earlier.
+   */
   passFree(from: number, end: number): number {
     let block = from;
     while (block < end && !this.regions.has(Math.floor(block / regionBlocks))) {

@@ -6,7 +6,9 @@
 
 const high = 0x1_0000_0000;
 
-/** Reads an unsigned 64-bit big-endian integer at `at`; exact up to 2^53-1, larger ones are inexact but still larger. */
+/**
+ * Reads an unsigned 64-bit big-endian integer at `at`; exact up to 2^53-1, larger ones are inexact but still larger.
+ */
 export function getU64(view: DataView, at: number): number {
   return view.getUint32(at) * high + view.getUint32(at + 4);
 }

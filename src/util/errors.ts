@@ -1,9 +1,9 @@
 /**
  * The one error type of blockstep and the one table of its codes.
  *
- * A `BlockError` carries a literal `code` (what went wrong, for programs), an `errno` name (what goes on the NBD wire or
- * into an exit message) and a QMP class (what a QMP client sees). Nothing else crosses a layer's boundary as an error:
- * `toBlockError` wraps whatever Node throws at the edge where it is caught.
+ * A `BlockError` carries a literal `code` (what went wrong, for programs), an `errno` name (what goes on the NBD wire
+ * or into an exit message) and a QMP class (what a QMP client sees). Nothing else crosses a layer's boundary as an
+ * error: `toBlockError` wraps whatever Node throws at the edge where it is caught.
  */
 
 /** Names of errno values that blockstep uses; `errnoNumbers` has their Linux numbers. */

@@ -1,8 +1,8 @@
 /**
  * Helpers for "done now, or a promise": the answer of every I/O call of blockstep (design: "The block node contract").
  *
- * A call that could be answered at once returns `undefined` and allocates nothing; one that must wait returns a promise.
- * A throw is a completion with an error, like a rejection.
+ * A call that could be answered at once returns `undefined` and allocates nothing; one that must wait returns a
+ * promise. A throw is a completion with an error, like a rejection.
  */
 
 /** Nothing: it is done now. A promise: it will be. */

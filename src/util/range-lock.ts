@@ -2,9 +2,9 @@
  * Overlapping ranges wait for each other in the order they came; others pass. Readers (`shared`) of one range do not
  * wait for each other.
  *
- * Invariant: an entry is held once no earlier entry that conflicts with it is left, so the order of conflicting requests
- * is the order of their `acquire`. A node asks `idle` first: while nothing is held its path allocates nothing, and it
- * holds a range only for a request that turned out to take time.
+ * Invariant: an entry is held once no earlier entry that conflicts with it is left, so the order of conflicting
+ * requests is the order of their `acquire`. A node asks `idle` first: while nothing is held its path allocates nothing,
+ * and it holds a range only for a request that turned out to take time.
  */
 import type { Done } from './later.ts';
 

@@ -1,4 +1,6 @@
-/** What tests of the block layer share: a graph with all drivers, parents, and a filter that answers when chance wants. */
+/**
+ * What tests of the block layer share: a graph with all drivers, parents, and a filter that answers when chance wants.
+ */
 import { z } from 'zod';
 import type { PermissionNeed } from '../../src/block/child.ts';
 import { type DriverDefinition, type DriverNode, defineDriver, filterOver } from '../../src/block/driver.ts';

@@ -1,4 +1,6 @@
-/** The nbd driver: its options, lost connections and new ones, servers that take only whole blocks or know no zeroes. */
+/**
+ * The nbd driver: its options, lost connections and new ones, servers that take only whole blocks or know no zeroes.
+ */
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';

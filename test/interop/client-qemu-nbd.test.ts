@@ -41,7 +41,8 @@ async function qemuNbd(t: TestContext, args: readonly string[] = [], size = disk
 }
 
 async function serveFile(t: TestContext, file: string, path: string, args: readonly string[] = []): Promise<Served> {
-  // A flush that reaches the disk takes seconds on a busy machine, and a killed process loses nothing of the page cache.
+  // A flush that reaches the disk takes seconds on a busy machine, and a killed process loses nothing of the page
+  // cache.
   const daemon = await spawnDaemon(t, 'qemu-nbd', [
     '--persistent',
     '--format=raw',

@@ -2,8 +2,8 @@
  * A disk as an array, to check a node against: every request is applied to the array when it is issued, because
  * overlapping requests take effect in the order issued; what a read gave is compared when it is done.
  *
- * For each byte the model knows who wrote it last. What a failed write left there is unknown; what was discarded is zero
- * or what was there before.
+ * For each byte the model knows who wrote it last. What a failed write left there is unknown; what was discarded is
+ * zero or what was there before.
  */
 import assert from 'node:assert/strict';
 import fc from 'fast-check';

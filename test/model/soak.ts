@@ -1,6 +1,7 @@
 /**
- * `npm run soak:real [LIVES] [FIRST-SEED]`: random lives of real processes (real-lives.ts), one after the other. It prints the
- * story of each that fails; `REAL_SEED=n node --test test/model/real-lives.test.ts` tries that one again, aloud.
+ * `npm run soak:real [LIVES] [FIRST-SEED]`: random lives of real processes (real-lives.ts), one after the other. It
+ * prints the story of each that fails; `REAL_SEED=n node --test test/model/real-lives.test.ts` tries that one again,
+ * aloud.
  */
 import { live } from './real-lives.ts';
 

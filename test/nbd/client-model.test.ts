@@ -27,7 +27,9 @@ class UnevenBackend extends MemoryBackend {
     return this.#late(() => super.write(offset, from));
   }
 
-  /** The contract lets a backend reorder what does not overlap; the server or the client must keep the rest in order. */
+  /**
+   * The contract lets a backend reorder what does not overlap; the server or the client must keep the rest in order.
+   */
   #late(work: () => undefined): undefined {
     this.#count += 1;
     if (this.#count % 3 !== 0) return work();

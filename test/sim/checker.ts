@@ -1,10 +1,11 @@
 /**
  * The checker: knows every write that a user issued, and what each answer promised (pair.md 1, 7, 13).
  *
- * A *model* holds for each block of 4 KiB the versions that may be found there. A flush that was answered leaves only what
- * was answered before it was issued, and later. Each side that serves has a model of its own. A promotion continues the
- * model of the generation that it descends from: *as it was when the primary left that generation*, because from then on
- * the primary answered alone. So a flush that counts for a generation is never missing on a side that holds it.
+ * A *model* holds for each block of 4 KiB the versions that may be found there. A flush that was answered leaves only
+ * what was answered before it was issued, and later. Each side that serves has a model of its own. A promotion
+ * continues the model of the generation that it descends from: *as it was when the primary left that generation*,
+ * because from then on the primary answered alone. So a flush that counts for a generation is never missing on a side
+ * that holds it.
  */
 import assert from 'node:assert/strict';
 

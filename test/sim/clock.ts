@@ -1,7 +1,8 @@
 /**
  * Simulated time: one queue of events, in the order of their times, and of their making where the times are equal.
  *
- * An event may belong to a process: if that is dead, the event falls away; if it hangs, the event waits until it goes on.
+ * An event may belong to a process: if that is dead, the event falls away; if it hangs, the event waits until it goes
+ * on.
  */
 import type { HostClock, HostTimer } from '../../src/host/host.ts';
 

@@ -3,7 +3,8 @@
  *
  * Every file has two states: what a reader sees, and what is durable; `changes` leads from the second to the first. A
  * `sync` makes the changes durable that were done before it began. A power cut leaves of each dirty sector of 512 bytes
- * *some* version between the two, and of the names that no folder sync covered some subset: nothing else may be relied on.
+ * *some* version between the two, and of the names that no folder sync covered some subset: nothing else may be relied
+ * on.
  */
 import { dirname } from 'node:path/posix';
 import type { SeededRandom } from './random.ts';

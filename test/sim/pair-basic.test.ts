@@ -1,4 +1,7 @@
-/** The pair on simulated machines: syncs, links, stops and failing disks; each test names the rule of pair.md that it shows. */
+/**
+ * The pair on simulated machines: syncs, links, stops and failing disks; each test names the rule of pair.md that it
+ * shows.
+ */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { paired, verify, writeSome } from './pair-scenes.ts';

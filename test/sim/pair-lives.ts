@@ -1,6 +1,7 @@
 /**
  * Random lives of a pair: users write, flush and read while machines die, links are cut and people give commands, all
- * from one seed. In the end everything is mended, both sides come in step, hold the same bytes, and no promise is broken.
+ * from one seed. In the end everything is mended, both sides come in step, hold the same bytes, and no promise is
+ * broken.
  */
 import assert from 'node:assert/strict';
 import { otherSide, PairWorld, type SideName, sideNames, type User } from './pair-world.ts';

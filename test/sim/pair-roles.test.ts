@@ -1,4 +1,7 @@
-/** The pair on simulated machines: who serves, after failovers, switchovers, split brains and lost files (pair.md 13 to 16). */
+/**
+ * The pair on simulated machines: who serves, after failovers, switchovers, split brains and lost files (pair.md 13 to
+ * 16).
+ */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { paired, verify, writeSome } from './pair-scenes.ts';

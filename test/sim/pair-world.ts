@@ -35,8 +35,8 @@ export interface PairWorldOptions extends WorldOptions {
 
 const user = 'user';
 
-// Checksums come from a WebAssembly module, which is compiled in real time: simulated time would run away meanwhile, and a
-// seed would not give the same run twice. It is compiled before any world runs.
+// Checksums come from a WebAssembly module, which is compiled in real time: simulated time would run away meanwhile,
+// and a seed would not give the same run twice. It is compiled before any world runs.
 await loadXxhash();
 
 const nbdPort = 10809;
@@ -267,7 +267,10 @@ export class User {
     return this.#busy.has(block);
   }
 
-  /** Writes a new version of a block, or of a pair of blocks (`block` even). Resolves when it was answered; rejects as the client does. */
+  /**
+   * Writes a new version of a block, or of a pair of blocks (`block` even). Resolves when it was answered; rejects as
+   * the client does.
+   */
   async write(block: number, count = 1): Promise<number> {
     const version = this.#pair.checker.nextVersion();
     const model = this.#model;

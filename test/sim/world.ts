@@ -1,8 +1,8 @@
 /**
  * A world of simulated machines: everything that happens in it follows from one seed.
  *
- * A test boots machines (`host`), starts programs on them, and lets time pass (`run`), while it cuts power, kills, hangs,
- * cuts links and sets faults. Between any two events all that the programs had to do at once has been done.
+ * A test boots machines (`host`), starts programs on them, and lets time pass (`run`), while it cuts power, kills,
+ * hangs, cuts links and sets faults. Between any two events all that the programs had to do at once has been done.
  */
 import type { Host } from '../../src/host/host.ts';
 import { Timeline } from './clock.ts';
