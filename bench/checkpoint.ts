@@ -1,6 +1,7 @@
 /**
- * Emptying an overlay of a group (`shadow`, `sync=false`, on a memory file system, as QEMU's documents advise), with much
- * and with little in it: the tick in which it is emptied, and the first write after it, which pays what was put off.
+ * Emptying an overlay of a group (`shadow`, `sync=false`, on a memory file system, as QEMU's documents advise), with
+ * much and with little in it: the tick in which it is emptied, and the first write after it, which pays what was put
+ * off.
  */
 import { closeSync, openSync } from 'node:fs';
 import { allPermissions, permissionBits } from '../src/block/child.ts';

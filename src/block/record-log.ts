@@ -1,14 +1,14 @@
 /**
  * The record log: append-only records in a file, and a superblock that says which of them count (record-log.md).
  *
- * One module for two users (`shadow`, `journal`): it knows records, lives, syncs and damage; what a record means, and the
- * index over the records, is the user's.
+ * One module for two users (`shadow`, `journal`): it knows records, lives, syncs and damage; what a record means, and
+ * the index over the records, is the user's.
  *
  *     | superblock | superblock | life 3 (ended) | free | life 5: record record record -> | free ...
  *
- * A *life* is a stretch of the file with a salt of its own. An opening that appends begins one; so does whoever wants the
- * space of old records back: no life is ever written over, its space is free once the superblock does not list it any
- * more and nobody reads there. Invariants:
+ * A *life* is a stretch of the file with a salt of its own. An opening that appends begins one; so does whoever wants
+ * the space of old records back: no life is ever written over, its space is free once the superblock does not list it
+ * any more and nobody reads there. Invariants:
  * - a record counts only if it chains, from the salt of a life in the superblock, through every record before it; so an
  *   append is done only when those before it are;
  * - a life that has ended is durable before the superblock says so (or the log syncs nothing at all);
@@ -30,39 +30,14 @@ import {
   recordPayloadBytesMax,
 } from './record-format.ts';
 import { endLast, firstGap, hex, type Range, Readers, rangeOf, Stretch } from './record-lives.ts';
-import { notScanned, type RecordVisitor, type Scanned, scanLives } from './record-scan.ts';
+import type { RecordLogOptions, RecordReader } from './record-options.ts';
+import { notScanned, type Scanned, scanLives } from './record-scan.ts';
 import { type LogFile, LogSpace } from './record-space.ts';
-import {
-  encodeSuperblock,
-  type Life,
-  livesMax,
-  readSuperblock,
-  type Superblock,
-  superblockAreaBytes,
-  superblockPosition,
-} from './record-superblock.ts';
+import { type Life, livesMax, readSuperblock, type Superblock, superblockAreaBytes } from './record-superblock.ts';
+import { SuperblockStore } from './record-superblock-store.ts';
 import { LogSync } from './record-sync.ts';
 
-export interface RecordLogOptions {
-  /** for messages: the path or node name */
-  readonly where: string;
-  /** the volume that the log belongs to; a log of another one is refused */
-  readonly volume: string;
-  readonly generation: string;
-  /** what tells one boot of the host from the next */
-  readonly bootId: string;
-  /** false: nothing is synced but by `sync`, and after another boot all is lost (record-log.md 8) */
-  readonly durable: boolean;
-  /** bytes by which the file is extended ahead of need */
-  readonly growBytes: number;
-  /** what the log's user keeps in the superblock of a new log */
-  readonly user: Superblock['user'];
-}
-
 const fresh = { clean: true, sequence: 0, lives: [], syncedTo: 0 };
-
-/** What the log's user makes of what is found: told what it kept in the superblock, before the records. */
-export type RecordReader = (user: Superblock['user']) => RecordVisitor;
 
 export class RecordLog {
   /** The position of the payload of the last record appended, in bytes of the file. */
@@ -78,12 +53,11 @@ export class RecordLog {
   private readonly random: HostRandom;
   private readonly space: LogSpace;
   private readonly syncs: LogSync;
-  private superblock: Superblock;
+  private readonly store: SuperblockStore;
   /** of the superblock as it is written next */
   private clean: boolean;
   /** this opening has changed the file */
   private changed = false;
-  private superblockWriting: Promise<void> = Promise.resolve();
   /** the lives that count; the last one is appended to while `appending` */
   private lives: Life[];
   private appending = false;
@@ -114,9 +88,9 @@ export class RecordLog {
     this.hash = hash;
     this.random = random;
     this.options = options;
-    this.superblock = superblock;
     this.clean = superblock.clean;
     this.space = new LogSpace(file, options.growBytes);
+    this.store = new SuperblockStore(file, this.space, hash, superblock);
     this.syncs = new LogSync(
       () => file.flush(),
       (error) => this.fail(error, 'sync'),
@@ -138,8 +112,8 @@ export class RecordLog {
   }
 
   /**
-   * Opens a log and reads what counts. Nothing is written before the first append: an opening that appends then ends the
-   * last life and begins one of its own, durably. A file that is empty or reads as zeroes is a new log.
+   * Opens a log and reads what counts. Nothing is written before the first append: an opening that appends then ends
+   * the last life and begins one of its own, durably. A file that is empty or reads as zeroes is a new log.
    *
    * Records that are missing though they were durable, and a log that synced nothing and is found after another boot,
    * open as `lost`.
@@ -172,14 +146,15 @@ export class RecordLog {
     const found = await scanLives(file, hash, superblock, visit);
     const log = new RecordLog(file, hash, random, options, superblock, found);
     if (found.damaged) {
-      log.lost = `damaged: record ${found.sequence + 1} does not hold, though records up to ${found.durable} were durable`;
+      const { sequence, durable } = found;
+      log.lost = `damaged: record ${sequence + 1} does not hold, though records up to ${durable} were durable`;
     }
     return log;
   }
 
   /** What the log's user keeps in the superblock. */
   get user(): Superblock['user'] {
-    return this.superblock.user;
+    return this.store.current.user;
   }
 
   /** The sequence of the last record; 0: there is none. */
@@ -290,8 +265,8 @@ export class RecordLog {
   }
 
   /**
-   * Makes durable what was appended (and done) before this call. Joins only a sync that has not begun; after a failed one
-   * every later one fails too, since the system reports an error once (record-log.md 4).
+   * Makes durable what was appended (and done) before this call. Joins only a sync that has not begun; after a failed
+   * one every later one fails too, since the system reports an error once (record-log.md 4).
    */
   sync(): Done {
     if (this.failed !== null) throw this.failed;
@@ -321,7 +296,7 @@ export class RecordLog {
     if (this.lives.length === 0) this.syncs.raise(this.header.sequence);
   }
 
-  /** The next append begins a life of its own. What was appended so far can then be told from what follows (`retire`). */
+  /** The next append begins a life of its own: what was appended so far can be told from what follows (`retire`). */
   endLife(): Stretch {
     this.endAppending();
     return new Stretch(this.lives);
@@ -434,44 +409,34 @@ export class RecordLog {
     const before = this.syncs.underWay();
     const isFirst = !this.changed;
     this.changed = true;
-    const write = async (): Promise<void> => {
+    return this.store.inTurn(async () => {
       await before;
       if (this.failed !== null) throw this.failed;
-      const mustSync = durable || clean !== this.superblock.clean;
       try {
-        // What was found at the opening, the newer superblock among it, may be nowhere but in the page cache; so may what
-        // was appended since.
+        // What was found at the opening, the newer superblock among it, may be nowhere but in the page cache; so may
+        // what was appended since.
         if (durable && (isFirst || ended > this.syncs.syncedTo)) {
           await this.file.flush();
           this.syncs.raise(ended);
         }
-        const found = this.superblock;
-        await this.writeCopy({ ...found, bootId, generation, clean, lives, user: user ?? found.user }, mustSync);
-        if (this.superblock.sequence === 1) await this.writeCopy(this.superblock, mustSync);
+        const { current } = this.store;
+        const more = { bootId, generation, clean, lives, user: user ?? current.user, syncedTo: this.syncs.syncedTo };
+        await this.store.write({ ...current, ...more }, durable || clean !== current.clean);
       } catch (error) {
         throw this.fail(error, 'write the superblock of');
       }
-    };
-    this.superblockWriting = this.superblockWriting.then(write, write);
-    return this.superblockWriting;
-  }
-
-  private async writeCopy(content: Superblock, mustSync: boolean): Promise<void> {
-    const next = { ...content, sequence: this.superblock.sequence + 1, syncedTo: this.syncs.syncedTo };
-    await this.space.need(superblockAreaBytes);
-    await this.file.write(superblockPosition(next.sequence), encodeSuperblock(this.hash, next));
-    if (mustSync) await this.file.flush();
-    this.superblock = next;
+    });
   }
 
   /**
-   * Waits for what is under way and makes it durable; afterwards the file may be closed. A log that had synced nothing is
-   * from then on whole after another boot, too.
+   * Waits for what is under way and makes it durable; afterwards the file may be closed. A log that had synced nothing
+   * is from then on whole after another boot, too.
    * @param others makes durable what the log's content refers to
    */
   async close(others: () => Done): Promise<void> {
     await this.syncs.underWay();
-    await Promise.allSettled([this.superblockWriting, this.space.stop()]);
+    await this.store.settled();
+    await this.space.stop();
     if (!this.changed || this.failed !== null || this.lost !== null) return;
     await this.sync();
     if (this.clean) return;

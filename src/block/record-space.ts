@@ -1,8 +1,8 @@
 /**
  * The file that a record log is kept in: made longer ahead of need, and shorter in the background.
  *
- * Invariant: what is below `room` was written once (record-log.md 5: a write there changes no metadata of the file), and
- * no zeroes are written there any more: records stand only there.
+ * Invariant: what is below `room` was written once (record-log.md 5: a write there changes no metadata of the file),
+ * and no zeroes are written there any more: records stand only there.
  */
 import { BlockError } from '../util/errors.ts';
 import type { Done } from '../util/later.ts';

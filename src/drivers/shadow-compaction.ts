@@ -2,9 +2,9 @@
  * The compaction of an overlay whose blocks were rewritten many times within an epoch (record-log.md 7): what is still
  * needed of the old lives is appended again, in a life of its own; then the old ones are dropped.
  *
- * It goes on while the overlay is written to, a step a write, so that it keeps up with whoever makes it necessary, and a
- * drained overlay is quiet. Invariant: at every moment the lives that count hold every block, the last record of a block
- * being its newest content: a crash loses nothing.
+ * It goes on while the overlay is written to, a step a write, so that it keeps up with whoever makes it necessary, and
+ * a drained overlay is quiet. Invariant: at every moment the lives that count hold every block, the last record of a
+ * block being its newest content: a crash loses nothing.
  */
 import type { Stretch } from '../block/record-lives.ts';
 import type { RecordLog } from '../block/record-log.ts';

@@ -120,8 +120,8 @@ export class Shadow implements DriverNode, Epochal {
   private readonly run = { length: 0, position: 0 as number | undefined };
 
   /**
-   * The run that begins at `offset`: how long (at most `max`), and where its bytes stand; undefined: in the backing. One
-   * object, used again.
+   * The run that begins at `offset`: how long (at most `max`), and where its bytes stand; undefined: in the backing.
+   * One object, used again.
    */
   private runAt(offset: number, max: number): { readonly length: number; readonly position: number | undefined } {
     const { granularity, index, run } = this;

@@ -1,13 +1,13 @@
 /**
- * `shadow`: an overlay made for checkpoints. What is written to it is appended to a record log in its `file`; an index in
- * memory says where each block stands; what the index does not have is read from `backing`.
+ * `shadow`: an overlay made for checkpoints. What is written to it is appended to a record log in its `file`; an index
+ * in memory says where each block stands; what the index does not have is read from `backing`.
  *
  *     index: block 7 -> position, block 9 -> zero            file: | superblock x2 | record | record | record | ...
  *
  * Invariants: the index holds blocks of the present epoch only, and only such whose record was written; emptying raises
  * the epoch, at a cost that does not depend on what the overlay held (record-log.md 8); it reads back after a crash.
- * Blocks are `granularity` bytes; a write of a part of a block takes the rest from what is read there now, under a range
- * lock (record-log.md 7). An overlay whose content is lost opens, and refuses all I/O until it is emptied.
+ * Blocks are `granularity` bytes; a write of a part of a block takes the rest from what is read there now, under a
+ * range lock (record-log.md 7). An overlay whose content is lost opens, and refuses all I/O until it is emptied.
  */
 import { z } from 'zod';
 import type { Child } from '../block/child.ts';

@@ -1,6 +1,7 @@
 /** A file for record logs that can crash, and a log over it. */
 import type { RecordHeader } from '../../src/block/record-format.ts';
-import { RecordLog, type RecordLogOptions } from '../../src/block/record-log.ts';
+import { RecordLog } from '../../src/block/record-log.ts';
+import type { RecordLogOptions } from '../../src/block/record-options.ts';
 import type { LogFile } from '../../src/block/record-space.ts';
 import { BlockError } from '../../src/util/errors.ts';
 

@@ -1,6 +1,6 @@
 /**
- * A checkpoint over crashes, on the simulated machine: disk <- hidden (shadow of a group) with `copy-before-write` above
- * the disk, ended at every I/O of a run (record-log.md 8 and 9).
+ * A checkpoint over crashes, on the simulated machine: disk <- hidden (shadow of a group) with `copy-before-write`
+ * above the disk, ended at every I/O of a run (record-log.md 8 and 9).
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';

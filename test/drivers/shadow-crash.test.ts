@@ -1,6 +1,6 @@
 /**
- * `shadow` on the simulated machine: the power cut, the process killed, or an error returned, at every I/O of a run; over
- * several lives, with a log so small that its space is used anew and compacted all the time.
+ * `shadow` on the simulated machine: the power cut, the process killed, or an error returned, at every I/O of a run;
+ * over several lives, with a log so small that its space is used anew and compacted all the time.
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -207,7 +207,7 @@ const { SEEDS } = process.env;
 const samples = { 'power cut': 11, kill: 19, EIO: 29, ENOSPC: 31 } as const;
 
 for (const how of ['power cut', 'kill', 'EIO', 'ENOSPC'] as const) {
-  test(`every flushed write is there after ${how} at each I/O, and an emptying happened wholly or not at all`, async () => {
+  test(`every flushed write is there after ${how} at each I/O; an emptying happened wholly or not at all`, async () => {
     for (const seed of (SEEDS ?? '1,2').split(',').map(Number)) {
       const count = await runLives(seed, [null]);
       const step = SEEDS === undefined ? samples[how] : 1;
