@@ -1,0 +1,83 @@
+/** What of `shadow` shows without a crash: its file stays bounded, damage is told, misuse is refused. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { DriverNode } from '../../src/block/driver.ts';
+import { epochal } from '../../src/block/epochal.ts';
+import { parent, testGraph, writer } from '../block/fixture.ts';
+
+const size = 64 * 4096;
+
+async function overlay(epoch?: number) {
+  const { graph } = testGraph();
+  await graph.add({ driver: 'memory', 'node-name': 'log', size: 0 });
+  const group = epoch === undefined ? {} : { epoch };
+  const small = { 'grow-bytes': 65536, 'reuse-bytes': 65536 };
+  const open = async () => {
+    await graph.add({ driver: 'shadow', 'node-name': 'top', file: 'log', size, ...small, ...group });
+    const use = await graph.use('top', parent('the test'), writer);
+    const node: DriverNode = graph.find('top').node;
+    const close = async () => {
+      await use.release();
+      await graph.remove('top');
+    };
+    return { node, close };
+  };
+  return { log: graph.find('log').node, open };
+}
+
+test('record-log 7: a file stays bounded though its blocks are rewritten within an epoch, and reads back', async () => {
+  const { log, open } = await overlay();
+  const { node, close } = await open();
+  const block = new Uint8Array(4096);
+  for (let i = 0; i < 4000; i++) {
+    await node.write((i % 16) * 4096, block.fill(i % 251), 0);
+    if (i % 100 === 0) await new Promise((resolve) => setImmediate(resolve));
+  }
+  await node.settle?.();
+  assert.ok(log.length < 4 * 1024 * 1024, `${log.length} bytes for 64 KiB of blocks`);
+  await close();
+  const { node: again } = await open();
+  for (let i = 3984; i < 4000; i++) {
+    await again.read((i % 16) * 4096, block);
+    assert.ok(block.every((byte) => byte === i % 251));
+  }
+});
+
+test('a file stays bounded over many epochs of a group, whose overlays are not emptied one by one', async () => {
+  const { log, open } = await overlay(1);
+  const { node } = await open();
+  for (let epoch = 2; epoch < 60; epoch++) {
+    for (let i = 0; i < 30; i++) await node.write(i * 4096, new Uint8Array(4096).fill(epoch), 0);
+    epochal(node)?.emptyAt(epoch);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  assert.ok(log.length < 1024 * 1024, `${log.length} bytes`);
+  await assert.rejects(async () => node.makeEmpty?.(), { code: 'wrong-state' });
+  assert.throws(() => epochal(node)?.emptyAt(59), /epoch 59 is not above 59/);
+});
+
+test('record-log 2: damage is said and refuses I/O, at each opening, until the overlay is emptied', async () => {
+  const { log, open } = await overlay();
+  const first = await open();
+  await first.node.write(0, new Uint8Array(4096).fill(1), 0);
+  await first.node.flush();
+  await first.node.write(4096, new Uint8Array(4096).fill(2), 0);
+  await first.close();
+  await log.write(128 * 1024 + 500, Uint8Array.of(77), 0);
+  for (let opening = 0; opening < 2; opening++) {
+    const { node, close } = await open();
+    assert.match(String(node.info?.()['checkpoint-lost']), /damaged: record 1 does not hold/);
+    await assert.rejects(async () => node.read(0, new Uint8Array(512)), { code: 'bad-image' });
+    await assert.rejects(async () => node.write(0, new Uint8Array(512), 0), { code: 'bad-image' });
+    if (opening === 1) {
+      await node.makeEmpty?.();
+      assert.equal(node.info?.()['checkpoint-lost'], null);
+      await node.write(0, new Uint8Array(512).fill(3), 0);
+    }
+    await close();
+  }
+  const { node } = await open();
+  const sector = new Uint8Array(512);
+  await node.read(0, sector);
+  assert.deepEqual([sector[0], node.info?.()['checkpoint-lost']], [3, null]);
+});
