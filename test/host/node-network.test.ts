@@ -18,7 +18,8 @@ const anyPort = { type: 'inet', host: '127.0.0.1', port: 0 } as const;
 test('a socket file whose process was killed is replaced, one that is served is not, a file never', async (t) => {
   const folder = await temporaryFolder(t);
   const path = join(folder, 's');
-  const die = `require('net').createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, 'SIGKILL'))`;
+  const socket = JSON.stringify(path);
+  const die = `require('net').createServer().listen(${socket}, () => process.kill(process.pid, 'SIGKILL'))`;
   await run(process.execPath, ['-e', die]);
   assert.ok(existsSync(path));
   const listener = await host.network.listen({ type: 'unix', path }, (stream) => stream.destroy());
