@@ -77,7 +77,8 @@ export async function replicationBench(folder: string, options: ReplicationOptio
       await measureRound(folder, kind, series, options);
       const { iops, largeCheckpoint, smallCheckpoint, failover } = series;
       const last = (values: readonly number[]): string => (values.at(-1) ?? Number.NaN).toFixed(2);
-      const times = `checkpoint ${last(largeCheckpoint)} and ${last(smallCheckpoint)} ms, failover ${last(failover)} ms`;
+      const checkpoints = `checkpoint ${last(largeCheckpoint)} and ${last(smallCheckpoint)} ms`;
+      const times = `${checkpoints}, failover ${last(failover)} ms`;
       process.stderr.write(`round ${round + 1}  ${kind.name}  ${Math.round(iops.at(-1) ?? 0)} IOPS, ${times}\n`);
     }
   }
@@ -221,7 +222,9 @@ function report(qemu: Series, ours: Series, sizes: Sizes): ReplicationResult {
   row(`failover, ${sizes.failover / mebi} MiB in hidden, to the first write`, milliseconds, 'failover', 3);
   const [large, small] = [median(ours.largeCheckpoint), median(ours.smallCheckpoint)];
   const quick = large <= checkpointMsMax;
-  const compared = `ours with ${sizes.large / mebi} MiB in hidden takes ${(large / small).toFixed(2)} times what it takes`;
+  const mib = (bytes: number): string => `${bytes / mebi} MiB`;
+  const compared = `ours with ${mib(sizes.large)} in hidden takes ${(large / small).toFixed(2)} times what it takes`;
+  const verdict = `at most ${checkpointMsMax} ms: ${quick ? 'met' : '**missed**'}`;
   return {
     met: met && quick,
     markdown: [
@@ -229,7 +232,7 @@ function report(qemu: Series, ours: Series, sizes: Sizes): ReplicationResult {
       '|---|---|---|---|---|',
       ...rows,
       '',
-      `Checkpoint: ${compared} with ${sizes.small / mebi} MiB; at most ${checkpointMsMax} ms: ${quick ? 'met' : '**missed**'}.`,
+      `Checkpoint: ${compared} with ${mib(sizes.small)}; ${verdict}.`,
       `Ours with the writers not stopped for a checkpoint: ${Math.round(median(ours.unstoppedIops))} IOPS.`,
     ].join('\n'),
   };

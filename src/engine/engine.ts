@@ -103,7 +103,7 @@ export class Engine implements QmpTarget {
 
   async #close(): Promise<void> {
     let first: BlockError | null = null;
-    const steps = [() => this.#closeExports(), () => this.jobs.close(), () => this.#flush(), () => this.graph.close()];
+    const steps = [() => this.#closeExports(), () => this.jobs.close(), () => this.flush(), () => this.graph.close()];
     for (const step of steps) {
       try {
         await step();
@@ -127,8 +127,11 @@ export class Engine implements QmpTarget {
     }
   }
 
-  /** Flushes from the tops of the graph: what users wrote is durable after a clean stop, also without their flush. */
-  async #flush(): Promise<void> {
+  /**
+   * Flushes from the tops of the graph, all of them, then throws the first failure: what users wrote is durable after a
+   * clean stop, also without their flush.
+   */
+  async flush(): Promise<void> {
     let first: unknown;
     for (const { node, readOnly, parents, nodeName } of this.graph.list()) {
       if (readOnly || parents.length > 0) continue;

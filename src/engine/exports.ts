@@ -198,6 +198,11 @@ export class ExportList implements Devices {
     this.#made(id).export.resume();
   }
 
+  /** The same for all exports. */
+  resumeAll(): void {
+    for (const entry of this.#entries.values()) entry.export?.resume();
+  }
+
   /** Resolves when the export is gone: its clients are hung up and their requests have ended. */
   async remove(id: string, mode: 'safe' | 'hard' = 'safe'): Promise<void> {
     const entry = this.#made(id);

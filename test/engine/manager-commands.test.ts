@@ -142,3 +142,21 @@ test('drive-mirror whose target cannot be opened leaves no node and no job', asy
   await assert.rejects(execute('drive-mirror', { device: 's', sync: 'full', ...short }), { code: 'invalid-option' });
   assert.deepEqual([names(checked), engine.jobs.list().length, existsSync(absent)], [['s'], 0, false]);
 });
+
+test('stop flushes and is told as paused, cont takes it back; both are events, once', async (t) => {
+  const checked = checkedEngine(t);
+  const { execute, engine, events } = checked;
+  await execute('blockdev-add', memoryNode('s', size));
+  const { node } = engine.graph.find('s');
+  const flush = t.mock.method(node, 'flush');
+  await execute('cont');
+  for (let i = 0; i < 2; i += 1) await execute('stop');
+  assert.deepEqual(await execute('query-status'), { status: 'paused', running: false, singlestep: false });
+  assert.equal(flush.mock.callCount(), 1);
+  for (let i = 0; i < 2; i += 1) await execute('cont');
+  assert.deepEqual(await execute('query-status'), { status: 'running', running: true, singlestep: false });
+  assert.deepEqual(
+    events.map(({ event }) => event),
+    ['STOP', 'RESUME'],
+  );
+});

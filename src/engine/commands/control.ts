@@ -7,6 +7,7 @@ import type { Engine } from '../engine.ts';
 import { runHumanCommand } from './human.ts';
 
 export function controlCommands(engine: Engine): Handlers<typeof controlSchema> {
+  let stopped = false;
   return {
     // The negotiation itself is the session's: an engine has no modes.
     qmp_capabilities: ({ enable = [] }) => {
@@ -16,7 +17,19 @@ export function controlCommands(engine: Engine): Handlers<typeof controlSchema> 
     },
     'query-version': () => version,
     'query-commands': () => engine.commandNames.map((name) => ({ name })),
-    'query-status': () => ({ status: 'running', running: true, singlestep: false }),
+    'query-status': () => ({ status: stopped ? 'paused' : 'running', running: !stopped, singlestep: false }),
+    stop: async () => {
+      if (stopped) return;
+      stopped = true;
+      engine.emit('STOP', {});
+      await engine.flush();
+    },
+    cont: () => {
+      engine.exports.resumeAll();
+      if (!stopped) return;
+      stopped = false;
+      engine.emit('RESUME', {});
+    },
     'human-monitor-command': (args) => runHumanCommand(engine, args['command-line']),
     quit: () => engine.requestQuit('host-qmp-quit'),
   };

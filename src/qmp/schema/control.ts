@@ -37,16 +37,30 @@ export const controlSchema = [
   }),
   defineCommand({
     name: 'query-status',
-    summary: 'Whether the engine runs: it does whenever it answers.',
+    summary: 'What `stop` and `cont` said last; the engine itself runs whenever it answers.',
     arguments: noArguments,
-    returns: z.strictObject({ status: z.literal('running'), running: z.boolean(), singlestep: z.boolean() }),
+    returns: z.strictObject({ status: z.enum(['running', 'paused']), running: z.boolean(), singlestep: z.boolean() }),
+  }),
+  defineCommand({
+    name: 'stop',
+    summary:
+      'Flushes all nodes, as QEMU does when it stops its machine. There is no machine here: exports and jobs go on, ' +
+      'and whoever drives one stops its users.',
+    arguments: noArguments,
+    returns: nothing,
+  }),
+  defineCommand({
+    name: 'cont',
+    summary: 'Takes `stop` back, and tries writes again that wait because of an error (`x-block-export-resume`).',
+    arguments: noArguments,
+    returns: nothing,
   }),
   defineCommand({
     name: 'human-monitor-command',
     summary:
       'Two lines of the monitor for people, for managers of replication: `drive_add -n buddy OPTIONS` makes a node ' +
-      '(`driver=replication,mode=primary,file.driver=nbd,file.host=...,file.port=...,node-name=...`), `drive_del NAME` ' +
-      'takes it away. The answer is what the monitor prints: nothing, or what went wrong.',
+      '(`driver=replication,mode=primary,file.driver=nbd,file.host=...,file.port=...,node-name=...`), `drive_del ' +
+      'NAME` takes it away. The answer is what the monitor prints: nothing, or what went wrong.',
     arguments: z.strictObject({
       'command-line': z.string().max(65_536),
       'cpu-index': z.int().optional().describe('means nothing here'),
@@ -62,6 +76,8 @@ export const controlSchema = [
 ] as const;
 
 export const controlEvents = [
+  defineEvent({ name: 'STOP', summary: '`stop` was given.', data: z.strictObject({}) }),
+  defineEvent({ name: 'RESUME', summary: '`cont` was given after a `stop`.', data: z.strictObject({}) }),
   defineEvent({
     name: 'SHUTDOWN',
     summary: 'A clean stop begins.',
