@@ -361,7 +361,8 @@ export class BlockGraph implements Graph, EdgeOwner {
     if (to.node.length < from.node.length) {
       throw new BlockError(
         'invalid-request',
-        `node '${to.nodeName}' (${to.node.length} bytes) is shorter than '${from.nodeName}' (${from.node.length} bytes)`,
+        `node '${to.nodeName}' (${to.node.length} bytes) is shorter than ` +
+          `'${from.nodeName}' (${from.node.length} bytes)`,
       );
     }
     for (const edge of edges) edge.moveTo(to);

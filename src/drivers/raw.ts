@@ -23,7 +23,8 @@ export const rawDriver = defineDriver({
     if (end > child.node.length) {
       throw new BlockError(
         'invalid-option',
-        `offset ${options.offset} and size ${options.size ?? 0} reach beyond '${child.nodeName}' (${child.node.length} bytes)`,
+        `offset ${options.offset} and size ${options.size ?? 0} reach beyond ` +
+          `'${child.nodeName}' (${child.node.length} bytes)`,
       );
     }
     return new RawNode(child, options.offset, options.size ?? null);

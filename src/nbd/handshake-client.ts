@@ -129,7 +129,8 @@ export class HandshakeClient<Result> {
       // NBD_OPT_EXPORT_NAME: a server that does not give the export "MUST terminate the session", without a reason.
       return new BlockError(
         'connection-failed',
-        `${this.#peer} closed the connection when asked for export ${quote(this.#exportName)}: it may have no such export`,
+        `${this.#peer} closed the connection when asked for export ${quote(this.#exportName)}: ` +
+          'it may have no such export',
         more,
       );
     }

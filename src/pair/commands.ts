@@ -126,7 +126,8 @@ function cannot(state: PairState, command: 'failover' | 'switch'): string {
     return `${state.self.name} has no role: \`resolve --keep ${state.self.name}\` adopts its data`;
   if (command === 'switch') return `a switchover needs both sides in step (${state.self.name}: ${state.phase})`;
   if (state.phase === 'handing-over') {
-    return `${state.self.name} is handing over to ${state.self.peer}: \`start --alone\` takes it back if ${state.self.peer} is gone`;
+    const { name, peer } = state.self;
+    return `${name} is handing over to ${peer}: \`start --alone\` takes it back if ${peer} is gone`;
   }
   return `${state.self.name} is primary already; run it on ${state.self.peer}`;
 }

@@ -60,7 +60,8 @@ for (const ordered of [false, true]) {
   for (const inet of [false, true]) {
     for (const structured of [true, false]) {
       // Without structured replies no context can be asked for, so nothing is ordered by the server then.
-      const name = `${ordered ? 'ordered' : 'plain'} server, ${inet ? 'TCP' : 'unix'}, ${structured ? 'structured' : 'simple'} replies`;
+      const replies = structured ? 'structured' : 'simple';
+      const name = `${ordered ? 'ordered' : 'plain'} server, ${inet ? 'TCP' : 'unix'}, ${replies} replies`;
       test(`random overlapping operations give what an array gives: ${name}`, async (t) => {
         const address = await serve(t, ordered, inet, !ordered);
         const client = await NbdClient.connect(host, { address, exportName: 'disk', structured });

@@ -14,9 +14,10 @@ const isCode =
   (code: string) =>
   (error: unknown): boolean =>
     error instanceof BlockError && error.code === code;
+const commandNames = ['read', 'write', 'disc', 'flush', 'trim', 'cache', 'zero', 'status'];
 /** A request as text: command, offset, length. */
 const shape = (request: { type: number; offset: number; length: number }): string =>
-  `${['read', 'write', 'disc', 'flush', 'trim', 'cache', 'zero', 'status'][request.type]} ${request.offset} ${request.length}`;
+  `${commandNames[request.type]} ${request.offset} ${request.length}`;
 
 /** Watches a promise. */
 function watch(done: undefined | Promise<unknown>): { state: string } {

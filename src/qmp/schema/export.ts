@@ -98,7 +98,8 @@ export const exportSchema = [
   defineCommand({
     name: 'x-block-export-resume',
     summary:
-      'Tries again the writes of an export that wait because of `on-write-error: stop`, in order. It returns at once; ' +
+      'Tries again the writes of an export that wait because of `on-write-error: stop`, in order. ' +
+      'It returns at once; ' +
       'if one fails again, they wait on, and BLOCK_IO_ERROR comes again (ours).',
     arguments: z.strictObject({ id }),
     returns: nothing,

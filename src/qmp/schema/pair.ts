@@ -88,7 +88,8 @@ export const pairSchema = [
   defineCommand({
     name: 'pair-failover',
     summary:
-      'Makes this side primary. With a primary that answers and is in step: a switchover. Returns when users are served.',
+      'Makes this side primary. With a primary that answers and is in step: a switchover. ' +
+      'Returns when users are served.',
     arguments: z.strictObject({
       to: z.enum(['latest', 'checkpoint']).optional().describe('`latest` (default); a mirror has no checkpoints'),
       force: z.boolean().optional().describe('also with incomplete disks, and against a primary that answers'),
