@@ -13,8 +13,8 @@ export const pairPagePath = fileURLToPath(new URL('../docs/reference/pair.md', i
 const introduction = `# The supervisor of a pair
 
 Made from the source by \`npm run docs\`. The supervisor is a pure function: a state and an event give a new state and
-the steps to be done (\`src/pair/pair.ts\`); runners do them over QMP. What is in no row changes nothing. Why each rule is
-there is told in [failures](../failures.md) and in the comments of the rows.`;
+the steps to be done (\`src/pair/pair.ts\`); runners do them over QMP. What is in no row changes nothing. Why each rule
+is there is told in [failures](../failures.md) and in the comments of the rows.`;
 
 const cell = (text: string): string => text.replaceAll('|', '\\|').replaceAll('\n', ' ');
 
