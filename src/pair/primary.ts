@@ -59,6 +59,9 @@ export const primaryRows: readonly Row[] = [
     'with proof: what may differ; a blank target: all; else by checksums (pair.md 12)',
     (state, _, given) => (state.session === null ? stay(state) : agreed(state, state.session, given)),
   ),
+  row('going-alone', 'message target', 'going-alone', 'the session goes on when users are answered', (state) =>
+    state.session === null ? stay(state) : { state: { ...state, session: { ...state.session, agreed: true } } },
+  ),
   row(
     'going-alone',
     ['done serve-alone', 'done go-alone'],

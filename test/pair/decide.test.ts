@@ -259,6 +259,14 @@ test('pair 15: found handing over: serves after a refusal only, and is the targe
   assert.equal(committed(took)[0]?.role, 'secondary');
 });
 
+test('pair 13: a target that agrees while `start --alone` is under way is brought into step afterwards', () => {
+  const said: PairEvent = { type: 'command', command: { name: 'start-alone' } };
+  const going = on(stateIn('waiting', { session: asked, connected: true }), said).state;
+  const agreed = on(going, { type: 'message', message: { type: 'target' } }).state;
+  const served = on(agreed, { type: 'plan-done', plan: 'serve-alone' }).state;
+  assert.match(served.phase, /attaching|comparing/);
+});
+
 test('pair 15: a link lost while handing over answers the switch, and leaves `start --alone` possible', () => {
   const offered: Partial<GroupRecord> = { handingOver: { id: idOf(2), number: 2 } };
   const lost: PairEvent = { type: 'link-lost', reason: 'gone' };
