@@ -62,6 +62,8 @@ class Side {
   static async start(host: Host, kind: RigKind, socket: string): Promise<Side> {
     const [program = '', ...args] = kind.command(socket);
     const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'inherit'] });
+    // However the measurement ends, a signal and a fault of its own included.
+    process.once('exit', () => child.kill('SIGKILL'));
     let over = false;
     const exited = new Promise<void>((resolve) => {
       for (const event of ['close', 'error'] as const) {
