@@ -1,7 +1,8 @@
 /**
  * A TCP link between two daemons that can be cut: it listens on a port of its own and hands every connection on to a
  * unix socket. What is on its way while the link is *held* arrives when it is mended, as after a short break of a real
- * network; *down*, connections are lost and no new one comes about.
+ * network; *down*, connections are lost and no new one comes about. A link may be slow: what a process sent in its last
+ * moments is then lost with it.
  */
 import { connect, createServer, type Server, type Socket } from 'node:net';
 
@@ -13,17 +14,22 @@ export class CutLink {
   readonly #server: Server;
   /** of the TCP connections and of the unix sockets behind them */
   readonly #ends = new Set<Socket>();
+  /** what was received and waits for the link to be mended */
+  readonly #late = new Set<() => void>();
+  readonly #delayMs: number;
   #state: LinkState = 'up';
 
-  static async open(target: string): Promise<CutLink> {
+  /** @param delayMs of each piece, one way */
+  static async open(target: string, delayMs = 0): Promise<CutLink> {
     const server = createServer({ pauseOnConnect: true });
     await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening));
     const address = server.address();
     if (address === null || typeof address === 'string') throw new TypeError('a TCP server has a port');
-    return new CutLink(server, address.port, target);
+    return new CutLink(server, address.port, target, delayMs);
   }
 
-  private constructor(server: Server, port: number, target: string) {
+  private constructor(server: Server, port: number, target: string, delayMs: number) {
+    this.#delayMs = delayMs;
     this.#server = server;
     this.port = port;
     server.on('connection', (near) => this.#connected(near, target));
@@ -53,6 +59,9 @@ export class CutLink {
   mend(): void {
     this.#state = 'up';
     for (const end of this.#ends) end.resume();
+    const late = [...this.#late];
+    this.#late.clear();
+    for (const arrive of late) arrive();
   }
 
   async close(): Promise<void> {
@@ -73,11 +82,15 @@ export class CutLink {
   #join(from: Socket, to: Socket): void {
     this.#ends.add(from);
     from.on('data', (bytes: Buffer) => {
-      if (to.destroyed || to.write(bytes)) return;
+      // One piece is under way at a time, so that they keep their order.
       from.pause();
-      to.once('drain', () => {
-        if (this.#state === 'up') from.resume();
-      });
+      const arrive = (): void => {
+        if (this.#state === 'held') this.#late.add(arrive);
+        else if (to.destroyed || to.write(bytes)) this.#resume(from);
+        else to.once('drain', () => this.#resume(from));
+      };
+      if (this.#delayMs === 0) arrive();
+      else setTimeout(arrive, this.#delayMs);
     });
     from.on('end', () => to.end());
     from.on('error', () => undefined);
@@ -85,7 +98,11 @@ export class CutLink {
       this.#ends.delete(from);
       to.destroy();
     });
-    if (this.#state === 'up') from.resume();
-    else from.pause();
+    this.#resume(from);
+  }
+
+  #resume(end: Socket): void {
+    if (this.#state === 'up') end.resume();
+    else end.pause();
   }
 }

@@ -108,6 +108,7 @@ class RealLife implements Life {
       heartbeatMs: 150,
       peerTimeoutMs: 1000,
       windowBytes: random.pick([16_384, 65_536, 1 << 20]),
+      delayMs: random.pick([0, 0, 2, 5]),
       verbose: this.#verbose,
     });
     const history = await History.open(pair.data, disks, blocks, (side, text) => pair.say(side, text));
@@ -187,7 +188,14 @@ class RealLife implements Life {
   async #losePrimary(): Promise<void> {
     const { pair, random } = this;
     const primary = this.#primary;
+    const silent = random.chance(0.4);
+    if (silent) {
+      // What it forwards from now on is lost with it.
+      pair.cut('held');
+      await this.#pass(600);
+    }
     pair.kill(primary);
+    if (silent) pair.mendLink(true);
     await this.#pass(1200);
     if (random.chance(0.2)) {
       pair.kill(otherSide(primary));
@@ -195,8 +203,16 @@ class RealLife implements Life {
     }
     if (random.chance(0.8)) await this.#command(otherSide(primary), 'pair-failover');
     await this.#pass(1500);
+    if (random.chance(0.2)) await this.#killWhileItStarts(primary);
     if (random.chance(0.8)) await pair.start(primary);
     await this.#pass(1500);
+  }
+
+  async #killWhileItStarts(side: SideName): Promise<void> {
+    const starting = this.pair.start(side);
+    await this.#pass(4000);
+    this.pair.kill(side);
+    await starting;
   }
 
   /** The primary's users notice nothing but that it is slower. */
@@ -206,6 +222,7 @@ class RealLife implements Life {
     for (let times = random.pick([1, 1, 2]); times > 0; times--) {
       pair.kill(secondary);
       await this.#pass(2000);
+      if (random.chance(0.2)) await this.#killWhileItStarts(secondary);
       await pair.start(secondary);
       await this.#pass(random.pick([300, 2000]));
     }

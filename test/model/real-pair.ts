@@ -1,6 +1,4 @@
-/**
- * Two daemons of a pair as real processes, the links between them in the test's hand, and what goes on written down.
- */
+/** Two daemons of a pair as real processes, the links between them in the test's hand, and what goes on written down. */
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
@@ -29,6 +27,8 @@ export interface RealPairOptions {
   readonly heartbeatMs: number;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
+  /** of the link between the two, one way */
+  readonly delayMs: number;
   /** prints each line when it is said */
   readonly verbose: boolean;
 }
@@ -280,7 +280,7 @@ export class RealPair {
     for (const side of sideNames) {
       await mkdir(join(this.data, side));
       for (const door of ['supervisor', 'replication']) {
-        const link = await CutLink.open(join(this.data, side, `${door}.sock`));
+        const link = await CutLink.open(join(this.data, side, `${door}.sock`), this.options.delayMs);
         cleanup(this.#ending, () => link.close());
         this.#links.push(link);
         ports.set(`${side} ${door}`, link.port);
