@@ -1,4 +1,6 @@
-/** Two daemons of a pair as real processes, the links between them in the test's hand, and what goes on written down. */
+/**
+ * Two daemons of a pair as real processes, the links between them in the test's hand, and what goes on written down.
+ */
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
