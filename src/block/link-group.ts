@@ -56,6 +56,8 @@ export interface LinkMember {
   /** it has a child whose connection is not known to be broken */
   readonly connected: boolean;
   readonly missingBytes: number;
+  /** how long a user may wait for the other side, ms (pair.md 6) */
+  readonly stallMsMax: number;
   /** First pass of a change: begin or end forwarding. Must not throw, issue a request or answer a user. */
   enter(mode: LinkMode): void;
   /** Second pass, with every member in the new mode: go on with the requests that were waiting for it. */

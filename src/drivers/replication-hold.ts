@@ -54,6 +54,7 @@ export interface ChildDoor {
 
 export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
   readonly nodeName: string;
+  readonly stallMsMax: number;
   private readonly context: OpenContext;
   private readonly group: LinkGroup;
   private readonly options: LinkOptions;
@@ -73,6 +74,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
 
   constructor(context: OpenContext, group: LinkGroup, marks: ReplicationMarks, door: ChildDoor, options: LinkOptions) {
     this.nodeName = context.nodeName;
+    this.stallMsMax = options.stallMsMax;
     this.context = context;
     this.group = group;
     this.options = options;

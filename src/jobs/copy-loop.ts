@@ -14,6 +14,7 @@ import type { HostClock } from '../host/host.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import { type Deferred, type Done, deferred } from '../util/later.ts';
+import { CopyPace } from './copy-pace.ts';
 import type { JobControl, OnError } from './job.ts';
 
 /** Most bytes of a chunk, where the granularity is not larger. */
@@ -37,6 +38,8 @@ export interface CopyLoopOptions {
   readonly targetIsZero?: boolean;
   /** bytes in flight at most; default 16 MiB */
   readonly bufferBytes?: number;
+  /** users share the connection: what is in flight leaves within this time; default: nobody does */
+  readonly latencyMsMax?: number;
   readonly onSourceError?: OnError;
   readonly onTargetError?: OnError;
 }
@@ -45,6 +48,7 @@ export class CopyLoop {
   private readonly options: CopyLoopOptions;
   private readonly chunkBytes: number;
   private readonly inFlightMax: number;
+  private readonly pace: CopyPace;
   private readonly spareBuffers: Uint8Array[] = [];
   private inFlight = 0;
   private inFlightBytes = 0;
@@ -67,6 +71,8 @@ export class CopyLoop {
     const wanted = Math.min(chunkBytesMax, bufferBytes / inFlightMax);
     this.chunkBytes = Math.max(granularity, Math.floor(wanted / granularity) * granularity);
     this.inFlightMax = Math.min(inFlightMax, Math.max(1, Math.floor(bufferBytes / this.chunkBytes)));
+    const latencyMsMax = options.latencyMsMax ?? Number.POSITIVE_INFINITY;
+    this.pace = new CopyPace(granularity, this.inFlightMax * this.chunkBytes, latencyMsMax);
   }
 
   /** Copies until nothing is left. Rejects with the first error that is to be reported, or `cancelled`. */
@@ -121,7 +127,7 @@ export class CopyLoop {
     const { speed } = this.options.control;
     if (speed !== this.chargedSpeed) this.nextStartMs = 0;
     this.chargedSpeed = speed;
-    while (this.inFlight < this.inFlightMax && this.failure === null) {
+    while (this.inFlight < this.inFlightMax && this.roomBytes() > 0 && this.failure === null) {
       const waitMs = Math.max(this.nextStartMs, this.retryMs) - this.options.clock.now();
       if (waitMs > 0) {
         this.options.clock.after(Math.min(waitMs, speedSleepMsMax), () => this.options.control.wake());
@@ -134,10 +140,19 @@ export class CopyLoop {
     }
   }
 
+  /** Bytes that the next chunk may have, in whole granules; 0: it has to wait for others. */
+  private roomBytes(): number {
+    const { granularity } = this.options.target;
+    const room = Math.floor((this.pace.bytes - this.inFlightBytes) / granularity) * granularity;
+    return Math.max(0, Math.min(this.chunkBytes, room));
+  }
+
   private nextRange(): DirtyRange | null {
     const { target } = this.options;
-    let range = target.next(this.cursor, this.chunkBytes);
-    if (range === null && this.cursor > 0) range = target.next(0, this.chunkBytes);
+    // Zeroes cost next to nothing: of a chunk that is alone, what is data is cut to the pace once that is known.
+    const bytes = this.inFlight === 0 ? this.chunkBytes : this.roomBytes();
+    let range = target.next(this.cursor, bytes);
+    if (range === null && this.cursor > 0) range = target.next(0, bytes);
     this.cursor = range === null ? 0 : range.offset + range.length;
     return range;
   }
@@ -178,7 +193,7 @@ export class CopyLoop {
     this.charge((chunk.zero ? 0 : chunk.length) - range.length);
     try {
       if (chunk.zero && targetIsZero === true) await ticket.skipZeroes();
-      else await ticket.send(chunk.zero ? null : buffer.subarray(0, chunk.length));
+      else await this.send(ticket, chunk, buffer);
     } catch (thrown) {
       // The buffer is left to whoever may still read it.
       if (!this.options.control.cancelled) this.failed('write', toBlockError(thrown));
@@ -188,16 +203,33 @@ export class CopyLoop {
     return chunk.length;
   }
 
+  private async send(ticket: CopyTicket, chunk: Chunk, buffer: Uint8Array): Promise<void> {
+    const { clock } = this.options;
+    const startMs = clock.now();
+    if (chunk.zero) return await ticket.send(null);
+    await ticket.send(buffer.subarray(0, chunk.length));
+    this.pace.took(chunk.length, startMs, clock.now());
+  }
+
   private async readChunk(range: DirtyRange, ticket: CopyTicket, buffer: Uint8Array): Promise<Chunk> {
     const { source, control } = this.options;
-    const chunk = this.chunkOf(range, await blockStatusOf(source(), range.offset, range.length));
-    if (chunk.length < range.length) ticket.trim(chunk.length);
+    const chunk = this.paced(this.chunkOf(range, await blockStatusOf(source(), range.offset, range.length)));
+    if (chunk.length < range.length) {
+      ticket.trim(chunk.length);
+      if (this.cursor === range.offset + range.length) this.cursor = range.offset + chunk.length;
+    }
     if (!chunk.zero) {
       const read = source().read(range.offset, buffer.subarray(0, chunk.length));
       if (read !== undefined) await read;
     }
     if (control.cancelled) throw new BlockError('cancelled', 'the copy was cancelled');
     return chunk;
+  }
+
+  private paced(chunk: Chunk): Chunk {
+    const { granularity } = this.options.target;
+    const most = Math.floor(this.pace.bytes / granularity) * granularity;
+    return chunk.zero || chunk.length <= most ? chunk : { zero: false, length: most };
   }
 
   /** The first run of granules that are all zero, or of which none is. */

@@ -10,6 +10,9 @@ import { BlockError } from '../util/errors.ts';
 import { CopyLoop } from './copy-loop.ts';
 import type { JobBody, JobControl, JobManager } from './job.ts';
 
+/** What is in flight of a copy may hold a user up for this part of the time after which the link counts as stalled. */
+const stallShare = 4;
+
 export interface SyncArguments {
   /** the node of the local disk, read below everything that replicates */
   readonly source: string;
@@ -63,6 +66,7 @@ class SyncBody implements JobBody {
       clock: graph.host.clock,
       control,
       targetIsZero: args.targetIsZero ?? false,
+      latencyMsMax: member.stallMsMax / stallShare,
     });
     this.source = await graph.use(args.source, loop.parent(`job "${args.jobId}"`), {
       needs: permissionBits['consistent-read'],

@@ -168,6 +168,7 @@ function linkMember(name: string, log: string[], more: Partial<LinkMember> = {})
     length: 0,
     connected: true,
     missingBytes: 0,
+    stallMsMax: 2000,
     enter: (mode) => void log.push(`${name} enters ${mode}`),
     resume: () => void log.push(`${name} resumes`),
     connect: none,

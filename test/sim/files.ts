@@ -257,7 +257,7 @@ export class SimFile implements HostFile {
 
   seekHole(offset: number): number | null {
     this.#check('seek in');
-    return this.#inode.seek(offset, 'hole') ?? this.#inode.size;
+    return this.#inode.seek(offset, 'hole') ?? Math.max(offset, this.#inode.size);
   }
 
   punchHole(offset: number, length: number): boolean | Promise<boolean> {
