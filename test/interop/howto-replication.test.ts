@@ -12,7 +12,7 @@ import { run } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { requireTools } from '../support/tools.ts';
 
-requireTools('nc', 'qemu-io', 'unshare', 'ip');
+requireTools('nc.openbsd', 'qemu-io', 'unshare', 'ip');
 
 const root = join(import.meta.dirname, '..', '..');
 const page = readFileSync(join(root, 'docs', 'howto', 'replication-by-hand.md'), 'utf8');

@@ -17,7 +17,7 @@ const packageOf: Readonly<Record<string, string>> = {
   nbdfuse: 'libnbd-bin',
   losetup: 'mount',
   'mkfs.ext4': 'e2fsprogs',
-  nc: 'netcat-openbsd',
+  'nc.openbsd': 'netcat-openbsd',
   ip: 'iproute2',
   unshare: 'util-linux',
   fio: 'fio',
