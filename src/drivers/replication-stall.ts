@@ -2,9 +2,18 @@
  * The bound on waiting for the other side (pair.md 6): no user waits longer than `stallMsMax`; then the link counts as
  * down. Slowness below that is back-pressure, not death.
  *
- * Invariant: one timer at most, armed for the one who has waited longest.
+ * Only the other side can stall: if this process stood still (it was stopped, its machine was), the answers of that
+ * time lie unread, and timers come before what is to be read. So whoever has waited too long is looked at twice: what
+ * has arrived is read in between, and a timer that came far too late leaves the other side a short grace as well.
+ *
+ * Invariant: one look at most is to come, at the one who has waited longest.
  */
 import type { HostClock, HostTimer } from '../host/host.ts';
+
+/** What a process that stood still leaves for an answer after it goes on, as a part of `stallMsMax`. */
+const gracePart = 1 / 4;
+
+const uncancelled: HostTimer = { cancel: () => undefined };
 
 export class StallWatch {
   private readonly clock: HostClock;
@@ -12,6 +21,7 @@ export class StallWatch {
   private readonly stalled: () => void;
   /** since when each one waits, oldest first */
   private readonly waiting = new Map<symbol, number>();
+  /** the look that is to come */
   private timer: HostTimer | null = null;
 
   constructor(clock: HostClock, stallMsMax: number, stalled: () => void) {
@@ -39,17 +49,36 @@ export class StallWatch {
   }
 
   private arm(ms: number): void {
+    const dueMs = this.clock.now() + ms;
     this.timer = this.clock.after(ms, () => {
-      this.timer = null;
-      const [oldest] = this.waiting.values();
-      if (oldest === undefined) return;
-      const leftMs = oldest + this.stallMsMax - this.clock.now();
-      if (leftMs > 0) this.arm(leftMs);
-      else {
-        // Everybody who waits is let go by this: the next ones are counted anew.
-        this.waiting.clear();
-        this.stalled();
-      }
+      if (this.someoneIsLate()) this.lookAgain(this.clock.now() - dueMs);
     });
+  }
+
+  private lookAgain(lateMs: number): void {
+    const graceMs = this.stallMsMax * gracePart;
+    const look = (): void => {
+      if (!this.someoneIsLate()) return;
+      // Everybody who waits is let go by this: the next ones are counted anew.
+      this.timer = null;
+      this.waiting.clear();
+      this.stalled();
+    };
+    if (lateMs > graceMs) {
+      this.timer = this.clock.after(graceMs, look);
+    } else {
+      this.timer = uncancelled;
+      this.clock.endOfTurn(look);
+    }
+  }
+
+  /** If nobody is, the next look is at the one who has waited longest now. */
+  private someoneIsLate(): boolean {
+    this.timer = null;
+    const [oldest] = this.waiting.values();
+    if (oldest === undefined) return false;
+    const leftMs = oldest + this.stallMsMax - this.clock.now();
+    if (leftMs > 0) this.arm(leftMs);
+    return leftMs <= 0;
   }
 }
