@@ -117,6 +117,7 @@ export class PairDisks {
 
   async buildPrimary(): Promise<void> {
     if (this.#built) return;
+    await this.#removePrimary();
     const { acknowledge, degraded, stallMsMax, windowBytes } = this.#config;
     for (const disk of this.disks) {
       await this.#run('blockdev-add', {
@@ -145,13 +146,25 @@ export class PairDisks {
   }
 
   async tearPrimary(): Promise<void> {
-    if (!this.#built) return;
+    await this.#removePrimary();
+    this.#built = false;
+  }
+
+  /** Also what an attempt that failed has left. A node that somebody still uses is an error. */
+  async #removePrimary(): Promise<void> {
     await this.#quietly('xen-set-replication', { enable: false, primary: true });
     for (const disk of this.disks) {
-      await this.#run('blockdev-del', { 'node-name': disk.name });
-      await this.#run('blockdev-del', { 'node-name': `${disk.name}-replication` });
+      await this.#deleteNode(disk.name);
+      await this.#deleteNode(`${disk.name}-replication`);
     }
-    this.#built = false;
+  }
+
+  async #deleteNode(nodeName: string): Promise<void> {
+    try {
+      await this.#run('blockdev-del', { 'node-name': nodeName });
+    } catch (error) {
+      if (!(error instanceof BlockError && error.code === 'node-not-found')) throw error;
+    }
   }
 
   setMode(mode: string): Promise<unknown> {

@@ -20,6 +20,14 @@ interface FilterRow {
   readonly diverged?: readonly (readonly [number, number])[];
 }
 
+/** What the driver of a disk's image says of the device below it. */
+interface DeviceInfo {
+  /** `async`: its calls are slow and are made on threads */
+  readonly io?: 'sync' | 'async';
+  /** how long its oldest call has been under way */
+  readonly 'stalled-ms'?: number;
+}
+
 export interface StatusParts {
   readonly state: PairState;
   readonly config: PairConfig;
@@ -31,6 +39,8 @@ export interface StatusParts {
 
 /** ms that a status waits for the engine: a disk that hangs may hold it up (pair.md 18) */
 const engineMsMax = 1000;
+/** ms without an answer after which a device is named (pair.md 18) */
+const stalledMsMin = 1000;
 
 export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
   const { state, config, engine, clock, users } = parts;
@@ -38,16 +48,21 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
   const [answered, progress] = await Promise.all([
     inTime(
       clock,
-      filterRows(engine).catch(() => new Map<string, FilterRow>()),
+      Promise.all([
+        filterRows(engine).catch(() => new Map<string, FilterRow>()),
+        devices(engine).catch(() => new Map<string, DeviceInfo>()),
+      ]),
     ),
     inTime(clock, parts.progress()),
   ]);
-  const rows = answered ?? new Map<string, FilterRow>();
+  const [rows, images] = answered ?? [new Map<string, FilterRow>(), new Map<string, DeviceInfo>()];
   const stalled = answered === null ? `the engine gives no answer within ${engineMsMax} ms: a disk may hang` : null;
   const inSync = isInSync(state);
   const store = storeOf(state);
   const disks = config.disks.map((disk) => {
     const row = rows.get(`${disk.name}-replication`);
+    const image = images.get(`${disk.name}-file`);
+    const stalledMs = image?.['stalled-ms'] ?? 0;
     return {
       name: disk.name,
       file: disk.file,
@@ -63,7 +78,9 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
       checkpoint: null,
       aloneSince: record.aloneSince,
       store,
-      error: row?.error ?? null,
+      io: image?.io ?? null,
+      stalledMs,
+      error: stalledMs >= stalledMsMin ? notAnswering(disk.file, stalledMs) : (row?.error ?? null),
       diverged: (row?.diverged ?? []).map(([offset, length]): [number, number] => [offset, length]),
     };
   });
@@ -157,6 +174,15 @@ export function uriOf(users: readonly SocketAddress[], disk: string): string {
 async function filterRows(engine: QmpTarget): Promise<Map<string, FilterRow>> {
   const rows = (await engine.execute('query-replication')) as FilterRow[];
   return new Map(rows.map((row) => [row.node, row]));
+}
+
+async function devices(engine: QmpTarget): Promise<Map<string, DeviceInfo>> {
+  const nodes = (await engine.execute('query-named-block-nodes')) as { 'node-name': string; info?: DeviceInfo }[];
+  return new Map(nodes.map((node) => [node['node-name'], node.info ?? {}]));
+}
+
+function notAnswering(file: string, ms: number): string {
+  return `the device of ${file} has not answered for ${Math.round(ms / 1000)} s`;
 }
 
 /** The answer, or null if the engine gives none in time: a status is told all the same. */

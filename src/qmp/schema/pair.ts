@@ -28,6 +28,8 @@ export const pairDisk = z
     checkpoint: z.null().describe('a mirror has no checkpoints'),
     aloneSince: wallMs.nullable(),
     store,
+    io: z.enum(['sync', 'async']).nullable().describe('`async`: the device is slow; null: the engine did not say'),
+    stalledMs: size.describe('how long the oldest call to the device has been under way'),
     error: z.string().nullable(),
     diverged: z
       .array(z.tuple([size, size]))
