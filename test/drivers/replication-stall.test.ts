@@ -5,7 +5,9 @@ import { StallWatch } from '../../src/drivers/replication-stall.ts';
 import type { HostClock } from '../../src/host/host.ts';
 import { deferred } from '../../src/util/later.ts';
 
-/** A clock that a test moves. Timers that are due run before what is to be read, and that before the end of the turn. */
+/**
+ * A clock that a test moves. Timers that are due run before what is to be read, and that before the end of the turn.
+ */
 class Turns implements HostClock {
   nowMs = 0;
   #timers: { readonly atMs: number; readonly call: () => void }[] = [];
