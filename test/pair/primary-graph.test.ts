@@ -71,8 +71,8 @@ test('a primary whose graph was built by half builds it again, and tears down wh
   assert.equal((await names()).includes('d1'), false);
   failing = false;
   await disks.buildPrimary();
-  const built = (await names()).filter((name) => /^d\d(-replication)?$/.test(String(name)));
-  assert.deepEqual(built.sort(), ['d1', 'd1-replication', 'd2', 'd2-replication']);
+  const built = new Set(await names());
+  for (const name of ['d1', 'd1-replication', 'd2', 'd2-replication']) assert.ok(built.has(name), name);
   await disks.tearPrimary();
   await disks.close(true);
 });
