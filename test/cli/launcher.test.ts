@@ -21,11 +21,11 @@ async function checkout(t: TestContext, built: boolean): Promise<string> {
   if (!built) return folder;
   await mkdir(join(folder, 'dist', 'cli'), { recursive: true });
   await writeFile(join(folder, 'dist', 'package.json'), '{"type": "module"}');
-  const program = `console.log(JSON.stringify(process.argv.slice(2)), process.argv[1].endsWith('main.js'));
-    if (process.argv[2] === 'wait') {
-      process.on('SIGTERM', () => process.exit(7));
-      setInterval(() => undefined, 1000);
-    } else process.exit(5);`;
+  // It listens to signals before it says that it is there.
+  const program = `process.on('SIGTERM', () => process.exit(7));
+    console.log(JSON.stringify(process.argv.slice(2)), process.argv[1].endsWith('main.js'));
+    if (process.argv[2] === 'wait') setInterval(() => undefined, 1000);
+    else process.exit(5);`;
   await writeFile(join(folder, 'dist', 'cli', 'main.js'), program);
   return folder;
 }
