@@ -5,12 +5,16 @@
  * hangs, cuts links and sets faults. Between any two events all that the programs had to do at once has been done.
  */
 import type { Host } from '../../src/host/host.ts';
+import { loadXxhash } from '../../src/util/xxhash.ts';
 import { Timeline } from './clock.ts';
 import type { CutStyle } from './disk.ts';
 import type { ActiveFault, FileFault, FileOperation } from './files.ts';
 import { Machine, SimProcess } from './host.ts';
 import { SeededRandom } from './random.ts';
 import type { Connection } from './stream.ts';
+
+// Compiled before simulated time begins: how long that takes would be of no seed.
+await loadXxhash();
 
 /** An I/O of a simulated process: a file operation, or one of the network's. */
 export type IoOperation = FileOperation | 'listen' | 'connect' | 'send';
@@ -148,7 +152,8 @@ export class World {
     let steps = 0;
     await turn();
     while (!reached()) {
-      const next = this.timeline.nextTime() ?? (await this.#nextAfterWaiting());
+      const next = this.timeline.nextTime() ?? (await this.#nextAfterWaiting(reached, until));
+      if (next === null && reached()) return;
       if (next === null || next > end) {
         this.timeline.now = Math.max(this.now, end);
         if (typeof until === 'number') return;
@@ -203,9 +208,12 @@ export class World {
   }
 
   /** Nothing is to come of ourselves: perhaps something real (a module that loads) is under way. */
-  async #nextAfterWaiting(): Promise<number | null> {
-    for (let i = 0; i < 100 && this.timeline.nextTime() === null; i++)
-      await new Promise((resolve) => setImmediate(resolve));
+  async #nextAfterWaiting(reached: () => boolean, until: number | (() => boolean)): Promise<number | null> {
+    const isIdle = () => this.timeline.nextTime() === null && !reached();
+    for (let i = 0; i < 100 && isIdle(); i++) await new Promise((resolve) => setImmediate(resolve));
+    // Something must come: a machine that is busy needs longer for it.
+    for (let i = 0; typeof until !== 'number' && i < 500 && isIdle(); i++)
+      await new Promise((resolve) => setTimeout(resolve, 10));
     return this.timeline.nextTime();
   }
 
