@@ -6,6 +6,7 @@
  */
 import type { z } from 'zod';
 import type { Host } from '../host/host.ts';
+import type { BlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import type { Done } from '../util/later.ts';
 import type { Child, ChildRole, PermissionMask, PermissionNeed } from './child.ts';
@@ -29,15 +30,22 @@ export interface DriverNode extends BlockNode {
    */
   permissionsChanging?(needs: PermissionMask, shares: PermissionMask): Done;
   /**
-   * Makes ready to be read-only, or writable; nothing has changed before `commit`. Absent: the driver has no state of
-   * its own about it, or asks `context.readOnly` each time. No requests are under way.
+   * Makes ready to be read-only, or writable; nothing has changed before `commit`. `anew`: somebody asked for it by
+   * command, so what the node gave up believing is opened once more, if it can be believed by now. Nothing comes back
+   * where nothing is to be done. Absent: the driver has no state of its own about it, or asks `context.readOnly` each
+   * time. No requests are under way.
    */
-  reopen?(readOnly: boolean): Promise<Reopening>;
+  reopen?(readOnly: boolean, anew: boolean): Promise<Reopening | undefined>;
   /**
    * A write that this node was given too failed in a sibling that decides: what it holds there may now differ (pair.md
    * 8).
    */
   siblingFailed?(offset: number, length: number): void;
+  /**
+   * Why every write and flush fails now; null or absent: they may be tried. Whoever needs this node for a success asks
+   * before it gives a request to others, so that what is refused has not half happened.
+   */
+  readonly refusal?: BlockError | null;
   /**
    * Overlapping requests in the order sent, a flush covers all before it: may `blockstep:ordered` be announced over
    * this node? Absent: yes.

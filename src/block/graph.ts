@@ -97,7 +97,7 @@ export class BlockGraph implements Graph, EdgeOwner {
     try {
       for (const { nodeName } of requests) drains.push(await this.drain(nodeName));
       await this.change(async () => {
-        await reopenVertices(new Map(requests.map(({ nodeName, readOnly }) => [this.vertexOf(nodeName), readOnly])));
+        await reopenVertices(new Map(requests.map((how) => [this.vertexOf(how.nodeName), how])));
       });
     } finally {
       for (const drained of drains) drained.end();

@@ -3,9 +3,9 @@
  * share.
  *
  * Invariants: overlapping requests take effect in the order issued, also where the host answers later (a range is held
- * only while a request is asynchronous: the cached path allocates nothing). A flush that failed stays failed until the
- * node is opened anew, because the system tells of lost pages only once. What the node may do stands in byte locks on
- * the file that other programs see (file-locks.ts).
+ * only while a request is asynchronous: the cached path allocates nothing). After a flush that failed every request
+ * fails until the node is opened anew: the system tells of lost pages only once, and its page cache may show what the
+ * disk does not hold. What the node may do stands in byte locks on the file that other programs see (file-locks.ts).
  */
 import type { PermissionMask } from '../block/child.ts';
 import type { DriverNode, Reopening } from '../block/driver.ts';
@@ -29,6 +29,7 @@ export interface FileParts {
   readonly host: Host;
   readonly file: HostFile;
   readonly locks: ImageLocks;
+  readonly readOnly: boolean;
   /** Opens the file once more. */
   openAgain(readOnly: boolean): Promise<HostFile>;
 }
@@ -38,6 +39,7 @@ export class FileNode implements DriverNode {
   private readonly host: Host;
   private file: HostFile;
   private readonly locks: ImageLocks;
+  private readOnly: boolean;
   private readonly openAgain: (readOnly: boolean) => Promise<HostFile>;
   private readonly ranges = new RangeLock();
   private readonly syncs: SyncQueue;
@@ -46,14 +48,21 @@ export class FileNode implements DriverNode {
     this.host = parts.host;
     this.file = parts.file;
     this.locks = parts.locks;
+    this.readOnly = parts.readOnly;
     this.openAgain = parts.openAgain;
     this.length = this.file.size();
     this.syncs = new SyncQueue(() => this.sync());
   }
 
+  /** The file as long as it can be believed. @throws BlockError `io-error`: a sync has failed */
+  private get trusted(): HostFile {
+    if (this.syncs.failed !== null) throw this.syncs.failed;
+    return this.file;
+  }
+
   read(offset: number, into: Uint8Array): Done {
-    if (!this.ranges.idle) return this.ranges.run(offset, into.length, true, () => this.file.read(offset, into));
-    const done = this.file.read(offset, into);
+    if (!this.ranges.idle) return this.ranges.run(offset, into.length, true, () => this.trusted.read(offset, into));
+    const done = this.trusted.read(offset, into);
     return done === undefined ? undefined : this.ranges.holdUntil(done, offset, into.length, true);
   }
 
@@ -86,19 +95,45 @@ export class FileNode implements DriverNode {
     if (this.file.kind === 'block') this.length = Math.max(this.length, this.file.size());
   }
 
-  /** A flush that failed stays failed: what was lost does not come back with another descriptor. */
-  async reopen(readOnly: boolean): Promise<Reopening> {
-    const file = await this.openAgain(readOnly);
+  async reopen(readOnly: boolean, anew: boolean): Promise<Reopening | undefined> {
+    const heals = anew && this.syncs.failed !== null;
+    const before = this.file;
+    if (readOnly === this.readOnly && !heals) return undefined;
+    // A device that is claimed can be opened only once: there the same descriptor has to show that it works.
+    const same = readOnly === this.readOnly && before.kind === 'block';
+    const file = same ? before : await this.openAgain(readOnly);
+    const abort = async (): Promise<void> => {
+      if (!same) await file.close();
+    };
+    try {
+      if (heals) await this.prove(file);
+    } catch (error) {
+      await abort();
+      throw error;
+    }
     return {
       commit: () => {
-        const old = this.file;
-        this.locks.moveTo(file);
-        this.file = file;
-        // Nothing is under way on it, and every flush was answered: nobody waits for what its close says.
-        old.close().catch(() => undefined);
+        if (!same) this.moveTo(file);
+        this.readOnly = readOnly;
+        if (heals) this.syncs.failed = null;
       },
-      abort: () => file.close(),
+      abort,
     };
+  }
+
+  private moveTo(file: HostFile): void {
+    const old = this.file;
+    this.locks.moveTo(file);
+    this.file = file;
+    // Nothing is under way on it, and every flush was answered: nobody waits for what its close says.
+    old.close().catch(() => undefined);
+  }
+
+  /** What is read from now on is on the disk. @throws BlockError: it cannot be synced even now, or is still cut */
+  private async prove(file: HostFile): Promise<void> {
+    await file.sync();
+    await file.dropCache();
+    this.checkLength(file);
   }
 
   async settle(): Promise<void> {
@@ -106,14 +141,17 @@ export class FileNode implements DriverNode {
   }
 
   async resize(length: number): Promise<void> {
-    if (this.file.kind === 'file') await this.file.truncate(length);
-    else if (length > this.file.size()) {
-      throw new BlockError('invalid-option', `size: device ${this.file.path} has only ${this.file.size()} bytes`);
+    const file = this.trusted;
+    if (file.kind === 'file') await file.truncate(length);
+    else if (length > file.size()) {
+      throw new BlockError('invalid-option', `size: device ${file.path} has only ${file.size()} bytes`);
     }
     this.length = length;
   }
 
   async close(): Promise<void> {
+    // Who opens it next sees what is on the disk.
+    if (this.syncs.failed !== null) await this.file.dropCache().catch(() => undefined);
     await this.file.close();
   }
 
@@ -132,8 +170,8 @@ export class FileNode implements DriverNode {
   // ------------------------------------------------------------ order
 
   private writeInOrder(offset: number, from: Uint8Array): Done {
-    if (!this.ranges.idle) return this.ranges.run(offset, from.length, false, () => this.file.write(offset, from));
-    const done = this.file.write(offset, from);
+    if (!this.ranges.idle) return this.ranges.run(offset, from.length, false, () => this.trusted.write(offset, from));
+    const done = this.trusted.write(offset, from);
     return done === undefined ? undefined : this.ranges.holdUntil(done, offset, from.length);
   }
 
@@ -144,7 +182,7 @@ export class FileNode implements DriverNode {
   // ------------------------------------------------------------ zeroes and holes
 
   private zero(offset: number, length: number, flags: WriteFlags): Done {
-    const { blockLength } = this.file;
+    const { blockLength } = this.trusted;
     const start = Math.ceil(offset / blockLength) * blockLength;
     const end = Math.floor((offset + length) / blockLength) * blockLength;
     if (end <= start) return this.zeroSlowly(offset, length, flags);
@@ -190,13 +228,13 @@ export class FileNode implements DriverNode {
     for (let at = 0; at < length; at += zeroes.length) {
       // Other requests have their turn between the pieces of what may be gigabytes.
       if (at > 0) await new Promise<void>((resolve) => this.host.clock.endOfTurn(resolve));
-      await this.file.write(offset + at, zeroes.subarray(0, Math.min(zeroes.length, length - at)));
+      await this.trusted.write(offset + at, zeroes.subarray(0, Math.min(zeroes.length, length - at)));
     }
   }
 
   /** A hint: where it cannot be followed, and for parts of blocks, nothing happens. */
   private discardBlocks(offset: number, length: number): Done {
-    const { blockLength } = this.file;
+    const { blockLength } = this.trusted;
     const start = Math.ceil(offset / blockLength) * blockLength;
     const end = Math.floor((offset + length) / blockLength) * blockLength;
     if (end <= start) return undefined;
@@ -208,13 +246,14 @@ export class FileNode implements DriverNode {
 
   private async sync(): Promise<void> {
     await this.file.sync();
-    const size = this.file.size();
-    if (size < this.length) {
-      throw new BlockError(
-        'io-error',
-        `${this.file.path} was cut to ${size} bytes by somebody else; ${this.length} bytes belong to the disk`,
-      );
-    }
+    this.checkLength(this.file);
+  }
+
+  private checkLength(file: HostFile): void {
+    const size = file.size();
+    if (size >= this.length) return;
+    const text = `${file.path} was cut to ${size} bytes by somebody else; ${this.length} bytes belong to the disk`;
+    throw new BlockError('io-error', text);
   }
 
   // ------------------------------------------------------------ block status
@@ -230,13 +269,14 @@ export class FileNode implements DriverNode {
 
   /** Holes and data from `offset` on, as many as are found quickly. */
   private status(offset: number, length: number): Extent[] | Promise<Extent[]> {
+    const file = this.trusted;
     const extents: Extent[] = [];
     const end = offset + length;
     for (let at = offset; at < end && extents.length < statusExtentsMax; ) {
-      const data = this.file.seekData(at);
+      const data = file.seekData(at);
       if (data instanceof Promise) return this.statusLater(extents, at, end, data);
       const from = addHole(extents, at, end, data);
-      const hole = from < end ? this.file.seekHole(from) : null;
+      const hole = from < end ? file.seekHole(from) : null;
       if (hole instanceof Promise) return this.dataLater(extents, from, end, hole);
       at = addData(extents, from, end, hole);
     }

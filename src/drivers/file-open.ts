@@ -61,7 +61,7 @@ export async function openImage(
     }
     const locks = new ImageLocks(context.host, file, options.locking, options.exclusive);
     await locks.change(0, 15);
-    return new FileNode({ host: context.host, file, locks, openAgain: openFile });
+    return new FileNode({ host: context.host, file, locks, readOnly: context.readOnly, openAgain: openFile });
   } catch (error) {
     await file.close();
     throw error;

@@ -4,10 +4,10 @@
  *
  * A failure sticks: the system reports lost pages once, and the next sync would succeed without them.
  */
-import { type BlockError, toBlockError } from '../util/errors.ts';
+import { BlockError, toBlockError } from '../util/errors.ts';
 
 export class SyncQueue {
-  /** why every sync fails from now on; null: none has failed */
+  /** the failure of a sync, after which nothing that the file says is to be believed; null: none has failed */
   failed: BlockError | null = null;
   private readonly sync: () => Promise<void>;
   private running: Promise<void> | null = null;
@@ -46,10 +46,16 @@ export class SyncQueue {
       if (this.failed !== null) throw this.failed;
       await this.sync();
     } catch (error) {
-      this.failed = toBlockError(error);
+      this.failed ??= distrust(toBlockError(error));
       throw this.failed;
     } finally {
       this.running = null;
     }
   }
+}
+
+/** What every request hears from then on: what happened, and what to do about it. */
+function distrust(cause: BlockError): BlockError {
+  const text = 'what was written since the last flush may be lost; EIO until it is opened anew (blockdev-reopen)';
+  return new BlockError('io-error', `${cause.message}: ${text}`, { cause });
 }

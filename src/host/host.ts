@@ -52,6 +52,8 @@ export interface HostFiles {
   /** Removes a file; nothing happens if it is not there. Durable only after `syncFolder`. */
   remove(path: string): Promise<void>;
   rename(from: string, to: string): Promise<void>;
+  /** Bytes that may still be written in the file system that the folder is on; null: the system does not say. */
+  freeBytes(folder: string): Promise<number | null>;
   /** Makes creations, renames and removals in the folder durable. */
   syncFolder(path: string): Promise<void>;
 }
@@ -81,6 +83,11 @@ export interface HostFile {
    * the system: see `docs/failures.md`.
    */
   sync(): Promise<void>;
+  /**
+   * Forgets what the page cache holds of the file, so that reads tell what is on the disk: after a sync that failed the
+   * cache may show writes that were lost. What is not written yet stays; where the system call is missing, all of it.
+   */
+  dropCache(): Promise<void>;
   /** Sets the length of a regular file. */
   truncate(size: number): Promise<void>;
   /**

@@ -18,6 +18,7 @@ import type { RunQueue } from './node-run-queue.ts';
 import { FileThreads, type ThreadPool } from './node-threads.ts';
 import {
   discardBlocks,
+  dropCache,
   punchHole,
   type SystemCall,
   SystemCallError,
@@ -150,6 +151,17 @@ export class NodeFile implements HostFile {
     });
     this.#syncs.set(sync, performance.now());
     return sync;
+  }
+
+  async dropCache(): Promise<void> {
+    const calls = this.#calls;
+    if (calls === null) return;
+    try {
+      if (this.#fd < 0) throw this.#wrap('drop cache of', undefined);
+      await this.#threads.run(() => calls.later(dropCache(this.#fd)));
+    } catch (error) {
+      throw this.#wrap('drop cache of', error);
+    }
   }
 
   async truncate(size: number): Promise<void> {

@@ -94,6 +94,13 @@ export class NodeFiles implements HostFiles {
     return naming(`rename ${from} to ${to}`, () => fs.promises.rename(from, to));
   }
 
+  freeBytes(folder: string): Promise<number | null> {
+    return naming(`space of ${folder}`, async () => {
+      const { bavail, bsize } = await fs.promises.statfs(folder);
+      return bavail * bsize;
+    });
+  }
+
   syncFolder(path: string): Promise<void> {
     return naming(`sync folder ${path}`, () => syncFolder(path));
   }

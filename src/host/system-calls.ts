@@ -31,7 +31,7 @@ export type LockType = 'shared' | 'exclusive' | 'none';
 
 /** A call that may take time: which one, with what, and what its result means. */
 export interface SystemCall<T> {
-  readonly name: 'lseek' | 'fallocate' | 'ioctl';
+  readonly name: 'lseek' | 'fallocate' | 'ioctl' | 'posix_fadvise';
   readonly args: readonly unknown[];
   /** What it says; `errno` is 0 if it succeeded. Throws `SystemCallError`; `again`: it was interrupted. */
   result(returned: number, errno: number): T | typeof again;
@@ -52,11 +52,12 @@ export interface SystemCalls {
   isLocked(fd: number, byte: number): boolean;
 }
 
-// From Linux' headers: unistd.h (whence), linux/falloc.h (modes), asm-generic/fcntl.h (commands, lock types),
-// linux/fs.h.
+// From Linux' headers: unistd.h (whence), linux/fadvise.h (advice), linux/falloc.h (modes),
+// asm-generic/fcntl.h (commands, lock types), linux/fs.h.
 const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
+const POSIX_FADV_DONTNEED = 4;
 const FALLOC_FL_KEEP_SIZE = 0x01;
 const FALLOC_FL_PUNCH_HOLE = 0x02;
 const FALLOC_FL_ZERO_RANGE = 0x10;
@@ -107,6 +108,18 @@ export function logicalBlock(fd: number, into: Int32Array): SystemCall<boolean> 
 /** BLKROGET: whether a block device is read-only, 1 or 0, is put into `into`. */
 export function isReadOnly(fd: number, into: Int32Array): SystemCall<boolean> {
   return { name: 'ioctl', args: [fd, BLKROGET, into], result: unlessUnable('ioctl BLKROGET') };
+}
+
+/** posix_fadvise(DONTNEED) on all of a file: its pages in the cache are forgotten, those not written yet excepted. */
+export function dropCache(fd: number): SystemCall<void> {
+  return {
+    name: 'posix_fadvise',
+    args: [fd, 0, 0, POSIX_FADV_DONTNEED],
+    result(returned) {
+      // It returns the error, as POSIX has it for this function, and leaves errno alone.
+      if (returned !== 0) throw new SystemCallError('posix_fadvise', returned);
+    },
+  };
 }
 
 function seek(name: string, args: readonly number[]): SystemCall<number | null> {
@@ -187,6 +200,7 @@ function loadFunctions(): Functions {
   return {
     lseek: library.func('lseek', 'int64_t', ['int', 'int64_t', 'int']),
     fallocate: library.func('fallocate', 'int', ['int', 'int', 'int64_t', 'int64_t']),
+    posix_fadvise: library.func('posix_fadvise', 'int', ['int', 'int64_t', 'int64_t', 'int']),
     // Variadic in C; on Linux a pointer travels there as it does for a fixed argument, on both processors.
     fcntl: library.func('fcntl', 'int', ['int', 'int', koffi.inout(koffi.pointer(flock))]),
     ioctl: library.func('ioctl', 'int', ['int', 'unsigned long', 'void *']),

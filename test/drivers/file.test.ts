@@ -75,7 +75,7 @@ test('a full disk is ENOSPC for that write, and everything before it is still th
   await graph.close();
 });
 
-test('an image that somebody cut fails every flush from then on, saying so', async (t) => {
+test('an image that somebody cut fails the next flush, and everything after it, saying so, until it is whole again', async (t) => {
   const path = await image(t);
   const { graph } = testGraph();
   await graph.add({ driver: 'file', 'node-name': 'f', filename: path });
@@ -88,35 +88,92 @@ test('an image that somebody cut fails every flush from then on, saying so', asy
   }
   await assert.rejects(async () => await node.flush(), { message: /disk.img was cut to 4096 bytes by somebody else/ });
   truncateSync(path, size);
-  await assert.rejects(async () => await node.write(0, new Uint8Array(512), writeFlags.fua), { code: 'io-error' });
+  await assert.rejects(async () => await node.read(0, new Uint8Array(512)), { code: 'io-error', message: /was cut/ });
   assert.match(String(node.info?.().failed), /was cut/);
-  const extents = await node.blockStatus(0, size);
-  assert.ok((extents[0]?.length ?? 0) > 0);
-  await graph.remove('f');
-  await graph.add({ driver: 'file', 'node-name': 'f', filename: path });
-  await graph.find('f').node.flush();
+  truncateSync(path, size - 1);
+  const reopen = (): Promise<void> => graph.reopen([{ nodeName: 'f', readOnly: false, anew: true }]);
+  await assert.rejects(reopen(), { message: /was cut to 1048575 bytes/ });
+  truncateSync(path, size);
+  await reopen();
+  await node.flush();
+  await node.read(0, new Uint8Array(512));
   await graph.close();
 });
 
-test('a flush that failed stays failed until the image is opened anew', async () => {
+test('after a flush that failed every request is EIO, saying why and what to do, until the image is opened anew', async () => {
   const world = new World(1);
+  const host = world.host('a');
+  const { graph } = testGraph(host);
+  const options = { driver: 'file', 'node-name': 'f', filename: '/disk.img', discard: 'unmap' };
+  const block = new Uint8Array(512);
+  const requests = (): readonly (() => unknown)[] => {
+    const { node } = graph.find('f');
+    return [
+      () => node.read(0, block),
+      () => node.write(0, block, writeFlags.none),
+      () => node.writeZeroes(0, 512, writeFlags.none),
+      () => node.writeZeroes(0, 512, writeFlags.noHole | writeFlags.fua),
+      () => node.discard(0, 512),
+      () => node.blockStatus(0, size),
+      () => node.flush(),
+    ];
+  };
+  const work = async (): Promise<void> => {
+    const file = await host.files.open('/disk.img', { access: 'write', create: 'exclusive' });
+    await file.truncate(size);
+    await file.close();
+    await graph.add(options);
+    const reopen = (anew: boolean): Promise<void> => graph.reopen([{ nodeName: 'f', readOnly: false, anew }]);
+    for (const mend of [
+      () => reopen(true),
+      async () => {
+        await graph.remove('f');
+        await graph.add(options);
+      },
+    ]) {
+      const fault = world.fault('a', { operation: 'sync', errno: 'EIO', count: 1 });
+      const waiting = [...requests(), ...requests()].map(async (request) => await request());
+      await Promise.allSettled(waiting);
+      fault.remove();
+      for (const request of requests()) {
+        await assert.rejects(async () => await request(), {
+          code: 'io-error',
+          message: /sync \/disk.img: EIO.* may be lost; EIO until it is opened anew \(blockdev-reopen\)/,
+        });
+      }
+      assert.match(String(graph.find('f').node.info?.().failed), /may be lost/);
+      // A job that needs it writable, or not, does not make it believed.
+      await graph.reopen([{ nodeName: 'f', readOnly: true }]);
+      await reopen(false);
+      await assert.rejects(async () => await graph.find('f').node.flush(), { code: 'io-error' });
+      await mend();
+      for (const request of requests()) await request();
+      assert.equal(graph.find('f').node.info?.().failed, undefined);
+    }
+    await graph.close();
+  };
+  await world.complete(work());
+});
+
+test('an image that cannot be synced even when it is opened anew stays failed', async () => {
+  const world = new World(2);
   const host = world.host('a');
   const { graph } = testGraph(host);
   const work = async (): Promise<void> => {
     const file = await host.files.open('/disk.img', { access: 'write', create: 'exclusive' });
     await file.truncate(size);
     await file.close();
-    const options = { driver: 'file', 'node-name': 'f', filename: '/disk.img' };
-    await graph.add(options);
-    const { node } = graph.find('f');
-    const fault = world.fault('a', { operation: 'sync', errno: 'EIO', count: 1 });
+    await graph.add({ driver: 'raw', 'node-name': 'r', file: { driver: 'file', filename: '/disk.img' } });
+    const { node } = graph.find('r');
+    const fault = world.fault('a', { operation: 'sync', errno: 'EIO' });
     await assert.rejects(async () => await node.flush(), { code: 'io-error' });
+    const reopen = (): Promise<void> => graph.reopen([{ nodeName: 'r', readOnly: false, anew: true }]);
+    await assert.rejects(reopen(), { code: 'io-error' });
+    await assert.rejects(async () => await node.read(0, new Uint8Array(512)), { message: /may be lost/ });
     fault.remove();
-    await assert.rejects(async () => await node.flush(), { code: 'io-error' });
-    await assert.rejects(async () => await node.writeZeroes(0, 512, writeFlags.fua), { code: 'io-error' });
-    await graph.remove('f');
-    await graph.add(options);
-    await graph.find('f').node.flush();
+    await reopen();
+    await node.read(0, new Uint8Array(512));
+    await node.flush();
     await graph.close();
   };
   await world.complete(work());

@@ -93,7 +93,7 @@ test('a node that is closed while its requests are slow waits for them', async (
   await graph.close();
 });
 
-test('a disk whose fsync failed once fails every flush until it is opened anew, and says why', async (t) => {
+test('a disk whose fsync failed once fails every request until it is opened anew, and says why', async (t) => {
   const flag = join(await temporaryFolder(t), 'fail');
   const filename = await fuseFile(t, [
     'eval',
@@ -113,12 +113,13 @@ test('a disk whose fsync failed once fails every flush until it is opened anew, 
   await assert.rejects(async () => await node.flush(), { code: 'io-error', errno: 'EIO' });
   rmSync(flag);
   await assert.rejects(async () => await node.flush(), { code: 'io-error', errno: 'EIO' });
-  await assert.rejects(async () => await node.write(0, block(), writeFlags.fua), { code: 'io-error' });
+  await assert.rejects(async () => await node.write(0, block(), writeFlags.none), { code: 'io-error' });
+  await assert.rejects(async () => await node.read(0, block()), { code: 'io-error', errno: 'EIO' });
   assert.match(String(node.info?.().failed), /sync .*disk: EIO/);
-  await node.read(0, block());
   await graph.remove('d');
   await graph.add(options);
   await graph.find('d').node.flush();
+  await graph.find('d').node.read(0, block());
   await graph.close();
 });
 

@@ -44,7 +44,7 @@ test('a disk grows when no export forbids it, and a new export has the new size'
   );
 });
 
-test('a disk whose file was cut reads as zeroes there, fails flushes, and serves on', async (t) => {
+test('a disk whose file was cut reads as zeroes there until a flush tells, then it gives EIO, until it is whole again', async (t) => {
   const folder = await temporaryFolder(t);
   const filename = join(folder, 'disk.img');
   writeFileSync(filename, new Uint8Array(4 * mib).fill(1));
@@ -57,10 +57,19 @@ test('a disk whose file was cut reads as zeroes there, fails flushes, and serves
   expected.fill(1, 0, mib);
   const compared = await run('cmp', [copy, '-'], { input: expected });
   assert.equal(compared.code, 0, compared.stdout + compared.stderr);
-  const io = (...commands: string[]) => run('qemu-io', ['-f', 'raw', ...commands.flatMap((each) => ['-c', each]), uri]);
-  const flushed = await io('write -P 5 2M 64k', 'flush', 'read -P 5 2M 64k');
-  assert.match(flushed.stdout + flushed.stderr, /Input\/output error/);
-  assert.match(flushed.stdout, /read 65536\/65536 bytes/);
+  const io = (...commands: string[]) =>
+    run('qemu-io', ['-f', 'raw', '-t', 'writeback', ...commands.flatMap((each) => ['-c', each]), uri]);
+  const flushed = await io('write -P 5 2M 64k', 'flush', 'read 0 64k');
+  assert.match(flushed.stdout, /wrote 65536\/65536 bytes/);
+  assert.match(flushed.stdout + flushed.stderr, /read failed: Input\/output error/);
   assert.equal(await sizeOf(uri), String(4 * mib));
+  const reopen = () =>
+    engine.execute('blockdev-reopen', { options: [{ driver: 'file', 'node-name': 'disk', filename }] });
+  await assert.rejects(reopen(), { message: /disk.img was cut to \d+ bytes by somebody else/ });
+  truncateSync(filename, 4 * mib);
+  await reopen();
+  const mended = await io('write -P 6 3M 64k', 'flush', 'read -P 1 0 1M', 'read -P 6 3M 64k');
+  assert.doesNotMatch(mended.stdout + mended.stderr, /fail|error/i);
+  truncateSync(filename, mib);
   await assert.rejects(engine.close(), { message: /disk.img was cut to \d+ bytes by somebody else/ });
 });

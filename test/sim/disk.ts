@@ -116,7 +116,11 @@ export class SimInode {
   /** A sync failed: those changes count as clean now, and the page cache may drop them at once. */
   loseUnsynced(order: number, dropNow: boolean): void {
     for (const change of this.#changes) if (change.order <= order) change.lost = true;
-    if (!dropNow) return;
+    if (dropNow) this.dropLost();
+  }
+
+  /** The page cache forgets what a failed sync has not written. */
+  dropLost(): void {
     this.#changes = this.#changes.filter((change) => !change.lost);
     this.#pages = copyOf(this.#durablePages);
     for (const change of this.#changes) apply(this.#pages, change, change.offset, change.length);
@@ -225,6 +229,8 @@ interface NameChange {
 export class SimDisk {
   readonly folders = new Set<string>(['/']);
   readonly names = new Map<string, SimInode>();
+  /** what the machine says is free, bytes */
+  freeBytes = 2 ** 40;
   #durableNames = new Map<string, SimInode>();
   #nameChanges: NameChange[] = [];
   /** the files that have had changes since the last power cut */

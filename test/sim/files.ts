@@ -131,6 +131,11 @@ export class SimFiles implements HostFiles {
     });
   }
 
+  /** A test sets it; nothing that is written takes from it. */
+  freeBytes(): Promise<number | null> {
+    return Promise.resolve(this.#process.disk.freeBytes);
+  }
+
   syncFolder(path: string): Promise<void> {
     const whole = resolve('/', path);
     return this.#later('sync-folder', whole, (disk) => {
@@ -232,6 +237,16 @@ export class SimFile implements HostFile {
           this.#inode.loseUnsynced(order, random.chance(0.5));
           reject(fileError(fault.errno, 'sync', this.path));
         }
+      });
+    });
+  }
+
+  dropCache(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#check('drop cache of');
+      this.#process.after(this.#process.fileDelay(), () => {
+        this.#inode.dropLost();
+        resolve();
       });
     });
   }

@@ -17,9 +17,9 @@ export interface LoopDevice {
 export async function loopDevice(
   t: Ending,
   bytes: number,
-  options: { readOnly?: boolean; sectorBytes?: number } = {},
+  options: { readOnly?: boolean; sectorBytes?: number /** where the file stands */; folder?: string } = {},
 ): Promise<LoopDevice> {
-  const file = join(await temporaryFolder(t), 'device.img');
+  const file = join(options.folder ?? (await temporaryFolder(t)), 'device.img');
   closeSync(openSync(file, 'w'));
   truncateSync(file, bytes);
   const made = await run('losetup', [

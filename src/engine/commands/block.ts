@@ -114,7 +114,7 @@ function reopenRequest(graph: Graph, given: z.output<typeof blockdevOptions>): R
     throw new BlockError('invalid-option', `${name}: of node '${nodeName}' cannot be changed by a reopen`);
   }
   if (typeof readOnly !== 'boolean') throw new BlockError('invalid-option', 'read-only: expected true or false');
-  return { nodeName, readOnly };
+  return { nodeName, readOnly, anew: true };
 }
 
 type Nodes = ReadonlyMap<string, NodeInfo>;
