@@ -14,12 +14,15 @@ import { disksMax, isLoopback, isWildcard, type PairConfig, pairDefaults } from 
 import { describeIssues } from '../qmp/check.ts';
 import { BlockError } from '../util/errors.ts';
 import { nearest } from './nearest.ts';
-import { parseAddress, parseSize } from './units.ts';
+import { parseAddress, parseDuration, parseSize } from './units.ts';
 
 const configBytesMax = 1 << 20;
 /** Node names are made from it (`NAME-replication`), and QEMU allows those 31 characters. */
 const diskNameLengthMax = 19;
 const sectorBytes = 512;
+/** Checkpoints more often than that would be most of what the pair does. */
+const checkpointMsMin = 50;
+const checkpointMsMax = 24 * 3_600_000;
 
 // ---------------------------------------------------------------- the schema
 
@@ -53,6 +56,13 @@ const address = parsed('HOST:PORT, [IPv6]:PORT or unix:PATH', parseAddress);
 const milliseconds = (min: number, max: number) =>
   z.int('expected whole milliseconds').min(min, `expected at least ${min}`).max(max, `expected at most ${max}`);
 
+const checkpointClock = parsed<number | 'off'>('a time such as 1s, 500ms or 2m, or off', (text) =>
+  text === 'off' ? text : parseDuration(text),
+).refine(
+  (ms) => ms === 'off' || (ms >= checkpointMsMin && ms <= checkpointMsMax),
+  `expected ${checkpointMsMin}ms to ${checkpointMsMax / 3_600_000}h, or off`,
+);
+
 const diskSchema = z.strictObject({ name: diskName, file: z.string().min(1).optional(), size });
 
 const configSchema = z.strictObject({
@@ -68,8 +78,13 @@ const configSchema = z.strictObject({
   }),
   peer: z.strictObject({ name: word, supervisor: address }),
   advertise: z.strictObject({ replication: address.optional() }).optional(),
-  store: z.enum(['mirror']).default(pairDefaults.store),
-  acknowledge: z.enum(['flush', 'remote']).default(pairDefaults.acknowledge),
+  store: z.enum(['overlays', 'mirror']).default(pairDefaults.store),
+  mode: z.enum(['standby', 'lock-step']).default(pairDefaults.mode),
+  // Their defaults depend on the two above.
+  acknowledge: z.enum(['flush', 'remote', 'local']).optional(),
+  checkpoint: checkpointClock.optional(),
+  overlays: z.strictObject({ folder: z.string().min(1).optional(), sync: z.boolean().optional() }).optional(),
+  resync: z.enum(['give-up-checkpoint', 'keep-checkpoint']).default(pairDefaults.resync),
   degraded: z.enum(['continue', 'stop']).default(pairDefaults.degraded),
   'stall-ms-max': milliseconds(100, 60_000).default(pairDefaults.stallMsMax),
   'heartbeat-ms': milliseconds(10, 60_000).default(pairDefaults.heartbeatMs),
@@ -168,7 +183,14 @@ function toPairConfig(config: ConfigFile, file: string, options: ConfigOptions):
     peer: { name: config.peer.name, supervisor: placed(config.peer.supervisor) },
     ...(advertised === undefined ? {} : { advertise: { replication: placed(advertised) } }),
     store: config.store,
-    acknowledge: config.acknowledge,
+    mode: config.mode,
+    acknowledge: config.acknowledge ?? (config.mode === 'lock-step' ? 'local' : pairDefaults.acknowledge),
+    checkpointMs: checkpointMsOf(config),
+    overlays: {
+      folder: config.overlays?.folder === undefined ? dataFolder : inFolder(config.overlays.folder),
+      sync: config.overlays?.sync ?? true,
+    },
+    resync: config.resync,
     degraded: config.degraded,
     stallMsMax: config['stall-ms-max'],
     heartbeatMs: config['heartbeat-ms'],
@@ -176,6 +198,11 @@ function toPairConfig(config: ConfigFile, file: string, options: ConfigOptions):
     windowBytes: config.window,
     overwrite: options.overwrite ?? config.overwrite,
   };
+}
+
+function checkpointMsOf(config: ConfigFile): number | null {
+  if (config.checkpoint === 'off' || config.store === 'mirror') return null;
+  return config.checkpoint ?? pairDefaults.checkpointMs;
 }
 
 // ---------------------------------------------------------------- what no single field shows
@@ -208,7 +235,28 @@ function contradictions(config: ConfigFile, insecure: boolean): Finding[] {
   if (config['peer-timeout-ms'] < 2 * config['heartbeat-ms']) {
     say(['peer-timeout-ms'], 'expected at least twice heartbeat-ms');
   }
+  for (const [key, message] of storeContradictions(config)) say([key], message);
   return findings;
+}
+
+/** What does not go together with the store or the mode: a key that has no effect would be a promise that is broken. */
+function storeContradictions(config: ConfigFile): [key: keyof ConfigFile, message: string][] {
+  const { store, mode, acknowledge, checkpoint, overlays, resync } = config;
+  const found: [keyof ConfigFile, string][] = [];
+  if (store === 'mirror') {
+    const none = 'needs `store: overlays`: a mirror has no checkpoints';
+    if (mode === 'lock-step') found.push(['mode', `lock-step ${none}`]);
+    if (checkpoint !== undefined && checkpoint !== 'off') found.push(['checkpoint', none]);
+    if (overlays !== undefined) found.push(['overlays', 'needs `store: overlays`: a mirror has none']);
+    if (resync === 'keep-checkpoint') found.push(['resync', `keep-checkpoint ${none}`]);
+  }
+  if (mode === 'lock-step' && acknowledge !== undefined && acknowledge !== 'local') {
+    found.push(['acknowledge', `${acknowledge} cannot be kept in lock-step: answers are local there (leave it out)`]);
+  }
+  if (mode === 'standby' && acknowledge === 'local') {
+    found.push(['acknowledge', 'local needs `mode: lock-step`: without it flushed writes would be lost']);
+  }
+  return found;
 }
 
 // ---------------------------------------------------------------- from issues to places

@@ -44,6 +44,15 @@ export function formatSize(bytes: number): string {
   return `${value.toFixed(digits).replace(/\.0+$/, '')} ${names[index]}`;
 }
 
+const unitMs: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, min: 60_000, h: 3_600_000 };
+
+/** Milliseconds of `500ms`, `1s`, `1.5 s`, `2m` or `1h`; null without a unit, or if it is no whole number of them. */
+export function parseDuration(text: string): number | null {
+  const match = /^(\d+(?:\.\d+)?)\s*([a-z]+)$/.exec(text.trim());
+  const ms = Number(match?.[1]) * (unitMs[match?.[2] ?? ''] ?? Number.NaN);
+  return Number.isSafeInteger(ms) ? ms : null;
+}
+
 /** `4200` -> `4.2 s`; from a minute on in whole units. */
 export function formatDuration(ms: number): string {
   if (ms < 1000) return `${Math.round(ms)} ms`;

@@ -94,6 +94,90 @@ test('what is no YAML, or no mapping, is refused with its place', () => {
   assert.match(complaint('volume: example', 'volume: &v example\n? *v\n: 1'), /^b\.yaml:\d+:\d+: /);
 });
 
+/** The example with lines added, as a configuration. */
+const withLines = (...lines: string[]) =>
+  parseConfig(example.replace(/# What follows are the defaults[\s\S]*/, `${lines.join('\n')}\n`), exampleFile);
+
+test('checkpoints: what is said in the file, and what holds where it says nothing', () => {
+  const { store, mode, acknowledge, checkpointMs, overlays, resync } = withLines();
+  assert.deepEqual(
+    { store, mode, acknowledge, checkpointMs, overlays, resync },
+    {
+      store: 'overlays',
+      mode: 'standby',
+      acknowledge: 'flush',
+      checkpointMs: 1000,
+      overlays: { folder: join(root, 'examples', 'north'), sync: true },
+      resync: 'give-up-checkpoint',
+    },
+  );
+  for (const [text, ms] of [
+    ['500ms', 500],
+    ['2m', 120_000],
+    ['1.5 s', 1500],
+    ['24h', 86_400_000],
+    ['off', null],
+  ]) {
+    assert.equal(withLines(`checkpoint: ${text}`).checkpointMs, ms, String(text));
+  }
+  assert.deepEqual(withLines('overlays: { folder: /fast, sync: false }').overlays, { folder: '/fast', sync: false });
+  assert.deepEqual(withLines('overlays: { folder: fast }').overlays, {
+    folder: join(root, 'examples', 'fast'),
+    sync: true,
+  });
+  assert.equal(withLines('resync: keep-checkpoint').resync, 'keep-checkpoint');
+});
+
+test('a mirror has no checkpoints: no clock, and no word that needs one', () => {
+  for (const lines of [['store: mirror'], ['store: mirror', 'checkpoint: off']]) {
+    const config = withLines(...lines);
+    assert.equal(config.checkpointMs, null);
+    checkPairConfig(config);
+  }
+  const mirror = (key: string, value: string) => () => withLines('store: mirror', `${key}: ${value}`);
+  const line = lineOf('# What follows are the defaults') + 1;
+  const place = (column: number) => `^BlockError: .*blockstep\\.yaml:${line}:${column}: `;
+  assert.throws(mirror('checkpoint', '1s'), new RegExp(`${place(13)}checkpoint: needs \`store: overlays\``));
+  assert.throws(mirror('mode', 'lock-step'), new RegExp(`${place(7)}mode: lock-step needs \`store: overlays\``));
+  assert.throws(mirror('resync', 'keep-checkpoint'), new RegExp(`${place(9)}resync: keep-checkpoint needs`));
+  assert.throws(mirror('overlays', '{ sync: true }'), new RegExp(`${place(11)}overlays: needs \`store: overlays\``));
+});
+
+test('lock-step answers locally: another `acknowledge` is refused there, and `local` elsewhere', () => {
+  for (const lines of [['mode: lock-step'], ['mode: lock-step', 'acknowledge: local']]) {
+    const config = withLines(...lines);
+    assert.equal(config.acknowledge, 'local');
+    assert.equal(config.checkpointMs, 1000);
+    checkPairConfig(config);
+  }
+  const line = lineOf('acknowledge: ');
+  assert.match(
+    complaint('mode: standby', 'mode: lock-step'),
+    new RegExp(`^b\\.yaml:${line}:14: acknowledge: flush cannot be kept in lock-step`),
+  );
+  assert.match(complaint('acknowledge: flush', 'acknowledge: local'), /acknowledge: local needs `mode: lock-step`/);
+});
+
+test('a wrong value of a key of checkpoints is told at its place', () => {
+  const line = lineOf('checkpoint: 1s');
+  assert.equal(
+    complaint('checkpoint: 1s', 'checkpoint: 1000'),
+    `b.yaml:${line}:13: checkpoint: expected a time such as 1s, 500ms or 2m, or off, got 1000`,
+  );
+  for (const text of ['0s', '1ms', '25h']) {
+    assert.match(complaint('checkpoint: 1s', `checkpoint: ${text}`), /checkpoint: expected 50ms to 24h, or off$/);
+  }
+  assert.match(complaint('checkpoint: 1s', 'checkpoint: -1s'), /checkpoint: expected a time/);
+  assert.match(complaint('store: overlays', 'store: journal'), /store: expected one of overlays, mirror/);
+  assert.match(complaint('mode: standby', 'mode: colo'), /mode: expected one of standby, lock-step/);
+  assert.match(complaint('resync: give-up', 'resync: give-it-up'), /resync: expected one of give-up-checkpoint, keep/);
+  assert.match(complaint('sync: true', 'sync: perhaps'), /overlays\.sync: expected true or false/);
+  assert.match(
+    complaint('  folder: ./n', '  foldr: ./n'),
+    /overlays\.foldr: is not a known key; did you mean folder\?/,
+  );
+});
+
 test('contradictions between fields are told: names, disks, timeouts', () => {
   assert.match(complaint('name: south', 'name: north'), /peer\.name: is this side's own name/);
   const two = 'disks:\n  - { name: disk0, size: 1GiB }\n  - name: disk0';

@@ -8,6 +8,7 @@ import {
   formatMoment,
   formatSize,
   parseAddress,
+  parseDuration,
   parseSize,
 } from '../../src/cli/units.ts';
 
@@ -17,6 +18,12 @@ test('sizes have binary units; decimal ones and fractions of a byte are refused'
   for (const text of ['1GB', '-1', '', 'GiB', '1.0001k', '9999999P', '0x10', '1e3', 'NaN']) {
     assert.equal(parseSize(text), null, text);
   }
+});
+
+test('times have a unit; parts of a millisecond are refused', () => {
+  const times = { '500ms': 500, '1s': 1000, '1.5 s': 1500, '2m': 120_000, '2min': 120_000, '1h': 3_600_000 };
+  for (const [text, ms] of Object.entries(times)) assert.equal(parseDuration(text), ms, text);
+  for (const text of ['1', '1.0001s', '-1s', 's', '', '1d', '1S', 'off']) assert.equal(parseDuration(text), null, text);
 });
 
 test('what is shown has three digits and a unit', () => {
