@@ -8,6 +8,7 @@ import type { WriteTap } from '../block/copy-target.ts';
 import { type DriverNode, defineDriver } from '../block/driver.ts';
 import type { WriteFlags } from '../block/node.ts';
 import { nodeReference } from '../block/options.ts';
+import type { BlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import type { Done } from '../util/later.ts';
 
@@ -68,6 +69,10 @@ class MirrorTop implements DriverNode, WriteTap {
 
   blockStatus(offset: number, length: number): Extent[] | Promise<Extent[]> {
     return this.child.node.blockStatus(offset, length);
+  }
+
+  get refusal(): BlockError | null {
+    return this.child.node.refusal ?? null;
   }
 
   siblingFailed(offset: number, length: number): void {

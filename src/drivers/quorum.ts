@@ -8,6 +8,7 @@
  *   is held; as long as all children answer at once nothing is held and nothing allocated.
  * - `fifo`: the first child decides writes and flushes, whatever the others say (pair.md 8; QEMU answers success
  *   there); beyond that at least `vote-threshold` children must succeed. The others are told of a write that it failed.
+ * - Where all must succeed, and one says beforehand that it refuses, nobody is given the request.
  */
 import { z } from 'zod';
 import { type Child, type PermissionNeed, permissionBits } from '../block/child.ts';
@@ -192,6 +193,7 @@ class QuorumNode implements DriverNode {
     flags: WriteFlags,
   ): Done {
     const { children } = this;
+    if (first === 0 && this.threshold === children.length) this.checkRefusals();
     let results: Done[] | null = null;
     for (let i = first; i < children.length; i += 1) {
       const node = children[i]?.node;
@@ -208,6 +210,10 @@ class QuorumNode implements DriverNode {
       results[i] = done;
     }
     return results === null ? undefined : this.conclude(kind, children, results, offset, length);
+  }
+
+  private checkRefusals(): void {
+    for (const { node } of this.children) if (node.refusal != null) throw node.refusal;
   }
 
   private async conclude(
@@ -247,6 +253,7 @@ class QuorumNode implements DriverNode {
   private async discardAll(offset: number, length: number): Promise<void> {
     const first = this.children[0]?.node;
     if (first === undefined || this.children.length === 1) return await first?.discard(offset, length);
+    if (this.threshold === this.children.length) this.checkRefusals();
     try {
       await first.writeZeroes(offset, length, writeFlags.fastZero);
     } catch (error) {

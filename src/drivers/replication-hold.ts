@@ -8,6 +8,10 @@
  *     in-sync   forwarded                                      forwarded, waits for the other side
  *     refusing  marked missing, fails                          fails
  *
+ * With `degraded: stop` alone and syncing are to users as refusing. Whoever asks (`refusal`) is told before the local
+ * disk has the request: what fails has then not happened. A request that came another way, or was held when the mode
+ * became one that refuses, is marked: the local disk was given it (pair.md 7).
+ *
  * Invariants: there is a stream exactly in the two modes that forward. A request that the stream gave back (the link
  * broke under it) is asked again in the next mode, by the same rules: nobody hears of a broken link.
  *
@@ -88,7 +92,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
   // ------------------------------------------------------------ users
 
   write(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done {
-    switch (this.group.mode) {
+    switch (this.userMode) {
       case 'held':
         return this.park(offset, length, () => this.write(offset, length, from, flags));
       case 'alone':
@@ -98,30 +102,27 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
       case 'in-sync':
         return this.forward(offset, length, from, flags);
       case 'refusing':
-        // The local disk was given it too, whatever the user hears.
-        this.marks.markMissing(offset, length);
-        throw this.refusal();
+        throw this.refuse(offset, length);
     }
   }
 
   discard(offset: number, length: number): Done {
-    switch (this.group.mode) {
+    switch (this.userMode) {
       case 'held':
         return this.park(offset, length, () => this.discard(offset, length));
       case 'refusing':
-        this.marks.markMissing(offset, length);
-        throw this.refusal();
+        throw this.refuse(offset, length);
       case 'in-sync':
         this.diverged(offset, length);
         return undefined;
       default:
-        this.marks.markMissing(offset, length);
+        this.markUnsent(offset, length);
         return undefined;
     }
   }
 
   flush(): Done {
-    switch (this.group.mode) {
+    switch (this.userMode) {
       case 'held':
         // With nobody above who writes this is the graph closing: there is no promise to keep.
         return this.someWriters ? this.park(0, 0, () => this.flush()) : undefined;
@@ -134,8 +135,14 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
         return done === undefined ? undefined : this.orInNextMode(done, () => this.flush());
       }
       case 'refusing':
-        throw this.refusal();
+        throw this.refuse(0, 0);
     }
+  }
+
+  /** The mode of the group, as users feel it. */
+  private get userMode(): LinkMode {
+    const { mode } = this.group;
+    return this.options.degraded === 'stop' && (mode === 'alone' || mode === 'syncing') ? 'refusing' : mode;
   }
 
   private forward(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done {
@@ -162,8 +169,22 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
     return done.promise;
   }
 
-  private refusal(): BlockError {
-    return new BlockError('wrong-state', `node '${this.nodeName}': the other side is away, and writes are refused`);
+  get refusal(): BlockError | null {
+    if (this.userMode !== 'refusing') return null;
+    const why = forwards(this.group.mode) ? 'not in sync yet' : 'away';
+    return new BlockError('wrong-state', `node '${this.nodeName}': the other side is ${why}, and writes are refused`);
+  }
+
+  /** The local disk has it and the other side does not, nor does a copy that may have read the range before. */
+  private markUnsent(offset: number, length: number): void {
+    this.marks.markMissing(offset, length);
+    this.stream?.spoil(offset, length);
+  }
+
+  /** The local disk was given it, whatever the user hears. */
+  private refuse(offset: number, length: number): BlockError | null {
+    if (length > 0) this.markUnsent(offset, length);
+    return this.refusal;
   }
 
   settle(): Done {

@@ -14,11 +14,16 @@ import { ReplicationStream, type StreamOwner } from './replication-stream.ts';
 /** What an answer to the user means (design: "Forwarding, and what an acknowledgement means"). */
 export type Acknowledge = 'remote' | 'flush' | 'local';
 
+/** What becomes of users while the two are not in sync (pair.md 7). */
+export type Degraded = 'continue' | 'stop';
+
 export interface LinkOptions {
   readonly acknowledge: Acknowledge;
   /** bytes */
   readonly windowBytes: number;
   readonly stallMsMax: number;
+  /** without the other side users go on, or are refused until it is in sync */
+  readonly degraded: Degraded;
 }
 
 /** What the filter asks of its link. `from` is null for zeroes. */
@@ -31,6 +36,8 @@ export interface ReplicationLink {
   siblingFailed(offset: number, length: number): void;
   /** Whether somebody above writes. */
   writersChanged(some: boolean): void;
+  /** Why every write and flush fails now; null: they may be tried. */
+  readonly refusal: BlockError | null;
   /** The last failure; kept until `clearError`. */
   readonly error: BlockError | null;
   clearError(): void;
@@ -43,6 +50,7 @@ export interface ReplicationLink {
  * FUA "is a write, then a flush" (spec: replication-filter): the write's failure is recorded, the flush's returned.
  */
 export class RecordLink implements ReplicationLink, StreamOwner {
+  readonly refusal = null;
   private readonly acknowledge: Acknowledge;
   private readonly marks: ReplicationMarks;
   private readonly stream: ReplicationStream;

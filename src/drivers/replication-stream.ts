@@ -71,7 +71,7 @@ export class ReplicationStream implements FlushOwner {
   private pumpAgain = false;
   /** ranges that copies are reading from the source: writes to them wait until the copy itself was sent (pair.md 11) */
   private readonly holds = new TakenRanges();
-  /** what the local disk failed to write while it was held: the copy may have read it before, and proves nothing */
+  /** what was marked while it was held: the copy may have read it before, and proves nothing */
   private spoiled: DirtyRange[] = [];
   /** leaves ranges that are missing to the copy that will come by (mode syncing) */
   skipsMissing = false;
@@ -310,12 +310,17 @@ export class ReplicationStream implements FlushOwner {
     return this.line;
   }
 
+  /** A range was marked for what is not sent here: a copy that is reading there leaves the mark. */
+  spoil(offset: number, length: number): void {
+    if (this.holds.overlaps(offset, length)) this.spoiled.push({ offset, length });
+  }
+
   /**
    * The local disk failed a write: nothing of it that still waits in line is sent after its range was marked, and a
    * copy that is reading there leaves the mark.
    */
   dropWaiting(offset: number, length: number): void {
-    if (this.holds.overlaps(offset, length)) this.spoiled.push({ offset, length });
+    this.spoil(offset, length);
     for (const request of this.line) {
       if (request.offset >= offset + length || offset >= request.offset + request.length) continue;
       request.at = request.offset + request.length;

@@ -71,6 +71,10 @@ const options = z.strictObject({
     .enum(['record', 'hold'])
     .default('record')
     .describe('record the error and go on, or hold all writers until a supervisor decides (ours)'),
+  degraded: z
+    .enum(['continue', 'stop'])
+    .default('continue')
+    .describe('stop, with hold: while the two are not in sync writes and flushes fail (ours)'),
 });
 
 type Options = z.output<typeof options>;
@@ -102,6 +106,7 @@ export const replicationDriver = defineDriver<Options>({
       acknowledge: given.acknowledge,
       windowBytes: given['window-bytes'],
       stallMsMax: given['stall-ms-max'],
+      degraded: given.degraded,
     };
     if (given['on-link-down'] === 'record' && file !== null) {
       return new PrimaryFilter(context, group, marks, given, new RecordLink(file, marks, linkOptions), () => file);
@@ -210,6 +215,10 @@ class PrimaryFilter implements DriverNode, ReplicationMember {
 
   settle(): Done {
     return this.link.settle();
+  }
+
+  get refusal(): BlockError | null {
+    return this.link.refusal;
   }
 
   siblingFailed(offset: number, length: number): void {

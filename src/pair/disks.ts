@@ -131,6 +131,7 @@ export class PairDisks {
         'window-bytes': windowBytes,
         'stall-ms-max': stallMsMax,
         'on-link-down': 'hold',
+        degraded,
       });
       await this.#run('blockdev-add', {
         driver: 'quorum',

@@ -138,7 +138,13 @@ export function beginSync(state: PairState, session: Session): Decision {
   return { state: { ...next, phase: 'comparing', proof: null }, now: [send({ type: 'flush' })] };
 }
 
-/** Everything is copied and durable there: from here on a flush of users waits for the other side too. */
+/** From here on a flush of users waits for the other side too. */
+const serveInSync: Step = { do: 'set-mode', mode: 'in-sync' };
+
+/**
+ * Everything is copied and durable there. With `degraded: stop` users are served only when the other side is `clean`:
+ * what they are told is kept must outlive this side (pair.md 7). They are refused until then, so both stay equal.
+ */
 export function close(state: PairState): Decision {
   const { generation, ancestors } = state.record;
   if (generation === null) return { state };
@@ -147,7 +153,7 @@ export function close(state: PairState): Decision {
     state: { ...state, phase: 'closing', offered: generation.id },
     plan: plan(
       'close',
-      { do: 'set-mode', mode: 'in-sync' },
+      state.self.degraded === 'stop' ? [] : [serveInSync],
       { do: 'flush-remote', proven: false },
       send({ type: 'sync-end', generation, ancestors }),
     ),
@@ -171,6 +177,7 @@ export function endSync(state: PairState, took: string): Decision {
         overwrite: null,
         peer: { name: state.self.peer, generation },
       }),
+      state.self.degraded === 'stop' ? [serveInSync] : [],
       send({ type: 'in-step' }),
     ),
   };

@@ -214,33 +214,6 @@ test('pair 7: a write that waited in held is marked when alone, forwarded when i
   }
 });
 
-test('pair 7: degraded stop: quorum with vote-threshold 2 hands the refusal on, and the block is marked', async () => {
-  const world = new ReplicationWorld();
-  const length = mib;
-  await world.disk('local', length);
-  await world.graph.add({
-    driver: 'replication',
-    'node-name': 'd-replication',
-    mode: 'primary',
-    file: null,
-    size: length,
-    'on-link-down': 'hold',
-  });
-  await world.graph.add({
-    driver: 'quorum',
-    'node-name': 'd',
-    children: ['local', 'd-replication'],
-    'vote-threshold': 2,
-    'read-pattern': 'fifo',
-  });
-  const use = await world.use('d');
-  world.group.links.setMode('refusing');
-  const write = watch(() => use.node.write(0, bytes(512, 1), 0));
-  await settleTurns();
-  assert.match(String(write.error?.message), /writes are refused/);
-  assert.equal(info(world)['missing-bytes'], block, 'the local disk has taken it');
-});
-
 test('pair 8: what the local disk failed is missing again, told, and later sent from what it reads', async () => {
   const [world, { use, local, remote }] = await inMode('in-sync');
   local.mode = 'by-hand';

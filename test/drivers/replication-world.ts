@@ -369,7 +369,7 @@ export class ReplicationWorld {
       driver: 'quorum',
       'node-name': name,
       children: [`${name}-local`, `${name}-replication`],
-      'vote-threshold': 1,
+      'vote-threshold': options.degraded === 'stop' ? 2 : 1,
       'read-pattern': 'fifo',
       discard: 'unmap',
     });

@@ -199,6 +199,15 @@ test('pair 13: the end of a sync: flushes wait for both, one flush proves, then 
   assert.equal(took.state.phase, 'closing', 'in step only once it is durable');
 });
 
+test('pair 7: degraded=stop: users are served only when the other side has durably taken the generation', () => {
+  const self = { name: 'alpha', peer: 'beta', degraded: 'stop' } as const;
+  const settling = stateIn('settling', { session: agreed, self }, { aloneSince: 5 });
+  const closing = on(settling, { type: 'message', message: { type: 'flushed' } });
+  assert.deepEqual(steps(closing), ['flush-remote', 'send sync-end']);
+  const took = on(closing.state, { type: 'message', message: { type: 'took', id: idOf(1) } });
+  assert.deepEqual(steps(took), ['commit', 'mode in-sync', 'send in-step']);
+});
+
 test('pair 10, 11: a target is durably incomplete before its exports open', () => {
   const target = stateIn('target', { session: agreed }, { role: 'secondary' });
   const decision = on(target, { type: 'message', message: { type: 'attach', how: 'sync' } });
