@@ -34,9 +34,23 @@ export interface PairConfig {
   readonly peer: { readonly name: string; readonly supervisor: SocketAddress };
   /** where the other side reaches us, if `listen` is a wildcard */
   readonly advertise?: { readonly replication?: SocketAddress };
-  readonly store: 'mirror';
-  readonly acknowledge: 'remote' | 'flush';
-  /** `stop`: writes fail while the other side is away */
+  /** `overlays`: the secondary keeps checkpoints; `mirror`: the plain disk, only the latest write */
+  readonly store: 'mirror' | 'overlays';
+  /** `lock-step`: a machine's state is checkpointed together with its disks, on both sides (COLO) */
+  readonly mode: 'standby' | 'lock-step';
+  /** `local` exactly in lock-step */
+  readonly acknowledge: 'remote' | 'flush' | 'local';
+  /** ms between two checkpoints; null: only on command */
+  readonly checkpointMs: number | null;
+  readonly overlays: {
+    /** where the overlays are kept, a file for each disk and kind */
+    readonly folder: string;
+    /** false: a checkpoint does not outlive the loss of power (for tmpfs and tests); the latest write always does */
+    readonly sync: boolean;
+  };
+  /** what becomes of the last checkpoint when a resync does not fit beside it */
+  readonly resync: 'give-up-checkpoint' | 'keep-checkpoint';
+  /** `stop`: writes and flushes fail until both are in sync */
   readonly degraded: 'continue' | 'stop';
   readonly stallMsMax: number;
   readonly heartbeatMs: number;
@@ -50,8 +64,11 @@ export interface PairConfig {
 }
 
 export const pairDefaults = {
-  store: 'mirror',
+  store: 'overlays',
+  mode: 'standby',
   acknowledge: 'flush',
+  checkpointMs: 1000,
+  resync: 'give-up-checkpoint',
   degraded: 'continue',
   stallMsMax: 2000,
   heartbeatMs: 500,
@@ -78,6 +95,12 @@ export function checkPairConfig(config: PairConfig): void {
     if (names.has(disk.name)) refuse(`disks.${index}.name`, `"${disk.name}" is there twice`);
     names.add(disk.name);
     if (!Number.isSafeInteger(disk.size) || disk.size <= 0) refuse(`disks.${index}.size`, 'expected bytes above 0');
+  }
+  const lockStep = config.mode === 'lock-step';
+  if (lockStep && config.store !== 'overlays')
+    refuse('mode', 'lock-step needs `store: overlays`: a mirror has no checkpoints');
+  if (lockStep !== (config.acknowledge === 'local')) {
+    refuse('acknowledge', lockStep ? 'is `local` in lock-step' : '`local` is for `mode: lock-step` only');
   }
   if (config.insecure === true) return;
   for (const field of ['supervisor', 'replication'] as const) {

@@ -167,6 +167,9 @@ export class PairDaemon implements QmpTarget {
       const text = await this.#ask({ name: 'failover', force: force === true });
       return { text: before === '' ? text : `${text}; ${before}` };
     },
+    'pair-checkpoint': () => {
+      throw new BlockError('not-supported', 'a mirror has no checkpoints');
+    },
     'pair-switch': async () => ({ text: await this.#ask({ name: 'switch' }) }),
     'pair-resolve': async ({ keep }) => ({ text: await this.#ask({ name: 'resolve', keep }) }),
     'pair-start': async () => ({ text: await this.#ask({ name: 'start-alone' }) }),

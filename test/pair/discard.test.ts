@@ -19,6 +19,8 @@ function configOf(folder: string, name: 'alpha' | 'beta'): PairConfig {
   const other = name === 'alpha' ? 'beta' : 'alpha';
   return {
     ...pairDefaults,
+    store: 'mirror',
+    overlays: { folder: '/data', sync: true },
     name,
     volume: 'v',
     role: name === 'alpha' ? 'primary' : 'secondary',

@@ -34,6 +34,8 @@ async function configIn(folder: string): Promise<PairConfig> {
   const unix = (name: string) => ({ type: 'unix', path: `${folder}/${name}` }) as const;
   return {
     ...pairDefaults,
+    store: 'mirror',
+    overlays: { folder: '/data', sync: true },
     name: 'alpha',
     volume: 'v',
     role: 'primary',

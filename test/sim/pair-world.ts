@@ -67,6 +67,8 @@ export class PairWorld {
     const inet = (host: string, port: number) => ({ type: 'inet', host, port }) as const;
     return {
       ...pairDefaults,
+      store: 'mirror',
+      overlays: { folder: '/data', sync: true },
       name: side,
       volume: 'vol',
       role: side === 'alpha' ? 'primary' : 'secondary',

@@ -8,6 +8,13 @@ import { noArguments, nothing, size } from './common.ts';
 const wallMs = z.number().describe('milliseconds since 1970');
 const store = z.enum(['clean', 'resync', 'incomplete', 'promoting']);
 const role = z.enum(['none', 'primary', 'secondary']);
+const checkpoint = z
+  .strictObject({
+    number: z.int().min(1).describe('given by the secondary, never twice'),
+    ageMs: z.number().describe('how long ago it was made'),
+  })
+  .nullable()
+  .describe('the last one; null: there is none');
 const generation = z
   .strictObject({ id: z.string().describe('random'), number: z.int().min(1).describe('counts up, for people') })
   .meta({ id: 'PairGeneration' });
@@ -25,7 +32,9 @@ export const pairDisk = z
     forwardedBytes: size.describe('sent to the other side since this process serves'),
     lagBytes: size.describe('written here, not yet acknowledged there: the window, or what may differ when apart'),
     missingBytes: size.describe('to be copied to the other side'),
-    checkpoint: z.null().describe('a mirror has no checkpoints'),
+    checkpoint,
+    hiddenBytes: size.describe('secondary: old content that is kept since the last checkpoint'),
+    activeBytes: size.describe('secondary, lock-step: what its own user wrote since the last checkpoint'),
     aloneSince: wallMs.nullable(),
     store,
     io: z.enum(['sync', 'async']).nullable().describe('`async`: the device is slow; null: the engine did not say'),
@@ -52,7 +61,15 @@ export const pairStatus = z
     generation: generation.nullable(),
     forwardedBytes: size,
     lagBytes: size,
-    checkpoint: z.null(),
+    checkpoint,
+    space: z
+      .strictObject({
+        freeBytes: size.describe('of the file system that the overlays are on'),
+        wantedBytes: size.describe('what they take if every block is written between two checkpoints'),
+        warning: z.string().nullable(),
+      })
+      .nullable()
+      .describe('secondary with overlays'),
     aloneSince: wallMs.nullable().describe('primary: since when it has, or may have, what the other side has not'),
     store,
     syncProgress: z.strictObject({ what: z.enum(['compare', 'copy']), doneBytes: size, totalBytes: size }).nullable(),
@@ -93,10 +110,21 @@ export const pairSchema = [
       'Makes this side primary. With a primary that answers and is in step: a switchover. ' +
       'Returns when users are served.',
     arguments: z.strictObject({
-      to: z.enum(['latest', 'checkpoint']).optional().describe('`latest` (default); a mirror has no checkpoints'),
+      to: z
+        .enum(['latest', 'checkpoint'])
+        .optional()
+        .describe('default: `latest`, in lock-step `checkpoint`; a mirror has only `latest`'),
       force: z.boolean().optional().describe('also with incomplete disks, and against a primary that answers'),
     }),
     returns: done,
+  }),
+  defineCommand({
+    name: 'pair-checkpoint',
+    summary:
+      'Makes a checkpoint that holds every write that was answered before. On either side, while both are in step. ' +
+      'In lock-step later writes wait until it is made.',
+    arguments: noArguments,
+    returns: z.strictObject({ number: z.int().min(1), text: z.string() }),
   }),
   defineCommand({
     name: 'pair-switch',
@@ -125,6 +153,11 @@ export const pairSchema = [
 ] as const;
 
 export const pairEvents = [
+  defineEvent({
+    name: 'PAIR_CHECKPOINT',
+    summary: 'Secondary: a checkpoint was made, or the last one was given up.',
+    data: z.strictObject({ number: z.int().min(1).nullable(), reason: z.string().nullable() }),
+  }),
   defineEvent({
     name: 'PAIR_STATE',
     summary: 'The supervisor went to another state.',
