@@ -28,6 +28,8 @@ export interface DaemonPlace {
   readonly dataFolder: string;
   /** its configuration file, where that is known */
   readonly configFile: string | null;
+  /** both sides run machines that are checkpointed too, as its configuration says; null: not known */
+  readonly lockStep: boolean | null;
 }
 
 /** One that answers, and what it said. */
@@ -58,8 +60,8 @@ export async function findDaemons(which: Which): Promise<DaemonPlace[]> {
 }
 
 async function ofConfig(file: string): Promise<DaemonPlace> {
-  const { name, dataFolder } = await readConfig(file, { insecure: true });
-  return { name, dataFolder, configFile: file };
+  const { name, dataFolder, mode } = await readConfig(file, { insecure: true });
+  return { name, dataFolder, configFile: file, lockStep: mode === 'lock-step' };
 }
 
 async function inFolder(folder: string): Promise<DaemonPlace[]> {
@@ -67,7 +69,7 @@ async function inFolder(folder: string): Promise<DaemonPlace[]> {
   const configs = names.filter((name) => name.endsWith('.yaml')).sort((a, b) => (a < b ? -1 : 1));
   if (configs.length > 0) return Promise.all(configs.map((name) => ofConfig(join(folder, name))));
   const holder = await readHolder(folder);
-  return holder === null ? [] : [{ name: holder.name, dataFolder: folder, configFile: null }];
+  return holder === null ? [] : [{ name: holder.name, dataFolder: folder, configFile: null, lockStep: null }];
 }
 
 /** Connects to a daemon. Rejects with one line that says whether it runs. */

@@ -10,11 +10,12 @@ import type { Host } from '../host/host.ts';
 import { createHost } from '../host/index.ts';
 import { BlockError } from '../util/errors.ts';
 import { deferred } from '../util/later.ts';
+import { isServing } from './daemon-status.ts';
 import { findDaemons, shortPath } from './daemons.ts';
 import { DataFolder } from './data-folder.ts';
 import { demoConfigFiles } from './demo-config.ts';
 import { DemoDaemon } from './demo-daemon.ts';
-import { describeEnding, describePair, describeUses, isServing } from './demo-words.ts';
+import { describeEnding, describeOffer, describePair, describeUses } from './demo-words.ts';
 import { exitCodes } from './exit-codes.ts';
 import { StatusLine } from './status-line.ts';
 
@@ -99,26 +100,30 @@ class Demo {
   private async watch(): Promise<void> {
     for (;;) {
       for (const daemon of this.daemons) this.tell(daemon);
-      this.line.show(describePair(this.daemons));
+      this.line.show(describePair(this.daemons), describePair(this.daemons, { checkpoint: false }));
       if ((await Promise.race([sleep(pollMs), this.stopping])) === 'stop') return;
       await Promise.all(this.daemons.map((daemon) => daemon.poll()));
     }
   }
 
-  /** Says once what is new about a daemon: that it serves, that it is gone. */
+  /** Says once what is new about a daemon: that it serves, that it offers a checkpoint, that it is gone. */
   private tell(daemon: DemoDaemon): void {
-    const { status } = daemon;
+    const { name, status } = daemon;
     if (status === null && !daemon.isGone) return;
     const serves = status !== null && isServing(status);
-    const news = status === null ? 'gone' : serves ? `serves ${status.uri}` : 'there';
-    const before = this.said.get(daemon.name);
-    this.said.set(daemon.name, news);
+    const offer = describeOffer(daemon);
+    const news = status === null ? 'gone' : serves ? `serves ${status.uri}` : (offer ?? 'there');
+    const before = this.said.get(name);
+    this.said.set(name, news);
     if (news === before) return;
     if (status === null) {
       this.line.say(describeEnding(daemon, this.daemons, shortPath(daemon.place.configFile ?? '')));
-    } else if (serves) this.line.say(describeUses(status));
-    else if (before === 'gone') this.line.say(`${daemon.name} is back (process ${status.pid})`);
-    else if (before !== undefined) this.line.say(`${daemon.name} does not serve any more`);
+      return;
+    }
+    if (before === 'gone') this.line.say(`${name} is back (process ${status.pid})`);
+    if (before?.startsWith('serves') === true && !serves) this.line.say(`${name} does not serve any more`);
+    if (serves) this.line.say(describeUses(status));
+    else if (offer !== null) this.line.say(offer);
   }
 
   /** The primary first (pair.md 18): then the secondary has all that was written. */

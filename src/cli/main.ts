@@ -58,6 +58,11 @@ function parse(argv: readonly string[]): Action {
     return status(createHost(), which, { json: options.json === true });
   }).option('--json', 'as JSON: an array with an object for each daemon');
 
+  asking('checkpoint', 'make a checkpoint: it has all that was answered before', async (which) => {
+    const { checkpoint } = await import('./pair-commands.ts');
+    return checkpoint(createHost(), which);
+  });
+
   asking<{ to?: 'latest' | 'checkpoint'; force?: boolean }>(
     'failover',
     'make the secondary serve',
@@ -67,7 +72,12 @@ function parse(argv: readonly string[]): Action {
       return failover(createHost(), which, { ...to, force: options.force === true });
     },
   )
-    .addOption(new Option('--to <state>', 'the latest write, or the last checkpoint').choices(['latest', 'checkpoint']))
+    .addOption(
+      new Option('--to <state>', 'the latest write (default; not in lock-step), or the last checkpoint').choices([
+        'latest',
+        'checkpoint',
+      ]),
+    )
     .option('--force', 'also with a disk that is not whole, or a primary that answers; data may be lost');
 
   asking('switch', 'change the roles, without losing a write', async (which) => {

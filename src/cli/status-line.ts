@@ -30,13 +30,16 @@ export class StatusLine {
     else this.output.write(`\r\x1b[2K${line}\n${this.fitted()}`);
   }
 
-  /** The live line from now on. */
-  show(line: string): void {
+  /**
+   * The live line from now on.
+   * @param lasting what has to change before it is worth another line where nothing can be redrawn
+   */
+  show(line: string, lasting = line): void {
     this.live = line;
     if (this.output.isTTY === true) {
       this.output.write(`\r\x1b[2K${this.fitted()}`);
-    } else if (line !== this.printed && this.now() - this.printedAt >= plainMsMin) {
-      this.printed = line;
+    } else if (lasting !== this.printed && this.now() - this.printedAt >= plainMsMin) {
+      this.printed = lasting;
       this.printedAt = this.now();
       this.output.write(`${line}\n`);
     }

@@ -4,7 +4,7 @@ import type { DaemonStatus } from './daemon-status.ts';
 import { type AnsweringDaemon, askAll, findDaemons, type SilentDaemon, type Which } from './daemons.ts';
 import { exitCodes } from './exit-codes.ts';
 import { formatTable } from './table.ts';
-import { formatMoment, formatSize } from './units.ts';
+import { formatDuration, formatMoment, formatSize } from './units.ts';
 
 /** @returns the exit code: `notReached` if no daemon answered */
 export async function status(host: Host, which: Which, options: { json: boolean }): Promise<number> {
@@ -21,7 +21,7 @@ export function formatJson(all: readonly Answer[]): string {
   return JSON.stringify(entries, null, 2);
 }
 
-const headings = ['NAME', 'ROLE', 'STATE', 'GENERATION', 'FORWARDED', 'LAG', 'URI'];
+const headings = ['NAME', 'ROLE', 'STATE', 'STORE', 'GENERATION', 'CHECKPOINT', 'OVERLAYS', 'FORWARDED', 'LAG', 'URI'];
 
 /** A row a daemon, then a line for each thing that a person should know. */
 export function formatStatus(all: readonly Answer[]): string {
@@ -35,7 +35,10 @@ function rowOf(one: DaemonStatus): string[] {
     one.name,
     one.role,
     describeState(one),
+    one.store,
     one.generation === null ? '-' : String(one.generation.number),
+    one.checkpoint === null ? '-' : `${describeCheckpoint(one.checkpoint)} ago`,
+    one.space === null ? '-' : formatSize(overlayBytes(one)),
     formatSize(one.forwardedBytes),
     formatSize(one.lagBytes),
     one.uris.join(' '),
@@ -52,6 +55,16 @@ export function describeState(one: DaemonStatus): string {
   return `${phase} ${Math.floor((100 * syncProgress.doneBytes) / syncProgress.totalBytes)} %`;
 }
 
+/** Its number and age: `41, 400 ms`. */
+export function describeCheckpoint(one: NonNullable<DaemonStatus['checkpoint']>): string {
+  return `${one.number}, ${formatDuration(one.ageMs)}`;
+}
+
+/** What a secondary keeps beside its disks so that it can go back to the last checkpoint. */
+function overlayBytes(one: DaemonStatus): number {
+  return one.disks.reduce((all, { hiddenBytes, activeBytes }) => all + hiddenBytes + activeBytes, 0);
+}
+
 function remarksOn(one: DaemonStatus): string[] {
   const remarks: string[] = [];
   if (one.aloneSince !== null) {
@@ -61,6 +74,7 @@ function remarksOn(one: DaemonStatus): string[] {
     remarks.push(`split brain since ${formatMoment(one.splitBrain.sinceMs)}: ${one.splitBrain.reason}`);
   }
   if (one.notice !== null && one.splitBrain === null) remarks.push(one.notice);
+  if (one.space?.warning != null) remarks.push(one.space.warning);
   if (one.error !== null) remarks.push(one.error);
   for (const disk of one.disks) if (disk.error !== null) remarks.push(`${disk.name}: ${disk.error}`);
   return remarks.map((remark) => `${one.name}: ${remark}`);

@@ -1,42 +1,13 @@
 /** What a person reads: the table of `status`, the live line of the demo. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { type DaemonStatus, readStatus } from '../../src/cli/daemon-status.ts';
+import { isServing, readStatus } from '../../src/cli/daemon-status.ts';
 import { describeState, formatJson, formatStatus } from '../../src/cli/status.ts';
 import { StatusLine } from '../../src/cli/status-line.ts';
 import { BlockError } from '../../src/util/errors.ts';
+import { diskStatus, statusOf } from './status-support.ts';
 
-const place = { name: 'b', dataFolder: '/b', configFile: null };
-
-function statusOf(changes: Record<string, unknown>): DaemonStatus {
-  return readStatus({
-    name: 'a',
-    volume: 'v',
-    role: 'primary',
-    phase: 'in-step',
-    state: 'primary: in step',
-    serving: true,
-    uri: 'nbd://127.0.0.1:1/d',
-    uris: ['nbd://127.0.0.1:1/d'],
-    connected: true,
-    inSync: true,
-    generation: { id: '00', number: 3 },
-    forwardedBytes: 1536,
-    lagBytes: 0,
-    checkpoint: null,
-    aloneSince: null,
-    store: 'clean',
-    syncProgress: null,
-    splitBrain: null,
-    latestAsOf: null,
-    peer: { name: 'b', role: 'secondary', generation: null, uris: [] },
-    disks: [],
-    notice: null,
-    error: null,
-    pid: 4711,
-    ...changes,
-  });
-}
+const place = { name: 'b', dataFolder: '/b', configFile: null, lockStep: null };
 
 test('the table has a row a daemon, then a line for each thing to know', () => {
   const apart = {
@@ -54,8 +25,8 @@ test('the table has a row a daemon, then a line for each thing to know', () => {
   assert.equal(
     text,
     [
-      'NAME  ROLE     STATE         GENERATION  FORWARDED  LAG  URI',
-      'a     primary  copying 33 %  3           1.50 KiB   0 B  nbd://127.0.0.1:1/d',
+      'NAME  ROLE     STATE         STORE  GENERATION  CHECKPOINT  OVERLAYS  FORWARDED  LAG  URI',
+      'a     primary  copying 33 %  clean  3           -           -         1.50 KiB   0 B  nbd://127.0.0.1:1/d',
       'b     -        no answer',
       'a: alone since 1970-01-01T00:00:00Z: what was written since may be here only',
       'a: do this',
@@ -63,6 +34,26 @@ test('the table has a row a daemon, then a line for each thing to know', () => {
       'b is not running',
     ].join('\n'),
   );
+});
+
+test('the table shows the last checkpoint, its age, what the overlays hold, and a warning of their space', () => {
+  const disks = [diskStatus({ hiddenBytes: 3 * 2 ** 20 }), diskStatus({ name: 'e', activeBytes: 2 ** 20 })];
+  const status = statusOf({
+    role: 'secondary',
+    store: 'resync',
+    checkpoint: { number: 41, ageMs: 400 },
+    space: { freeBytes: 1, wantedBytes: 2, warning: 'little room' },
+    disks,
+  });
+  const [headings, row, remark] = formatStatus([{ place, status }]).split('\n');
+  assert.match(headings ?? '', /STATE +STORE +GENERATION +CHECKPOINT +OVERLAYS /);
+  assert.match(row ?? '', /^a +secondary +in sync +resync +3 +41, 400 ms ago +4 MiB /);
+  assert.equal(remark, 'a: little room');
+});
+
+test('a secondary that offers its last checkpoint does not serve the disk', () => {
+  assert.equal(isServing(statusOf({ role: 'secondary', serving: true })), false);
+  assert.equal(isServing(statusOf({ role: 'primary', serving: true })), true);
 });
 
 test('a split brain is said before anything else', () => {
@@ -117,6 +108,9 @@ test('elsewhere it is a line when it has changed, every few seconds at most', ()
   line.show('two');
   now = 20_000;
   line.show('two');
+  now = 30_000;
+  line.show('two, checkpoint 7', 'two');
+  line.show('three, checkpoint 8', 'three');
   line.clear();
-  assert.deepEqual(pipe.written, ['one\n', 'two\n']);
+  assert.deepEqual(pipe.written, ['one\n', 'two\n', 'three, checkpoint 8\n']);
 });
