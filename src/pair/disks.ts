@@ -75,7 +75,10 @@ export class PairDisks {
     return { users: addressesOf(userServer), replication: own };
   }
 
-  /** Makes durable what the images hold, whoever wrote it. A failure sticks: lost pages are told of only once. */
+  /**
+   * Makes durable what the images hold, whoever wrote it. A failure sticks, that of a user's flush too: lost pages are
+   * told of only once.
+   */
   async flushOwn(): Promise<void> {
     if (this.#unflushed !== null) throw this.#unflushed;
     for (const { name } of this.disks) {
@@ -83,11 +86,18 @@ export class PairDisks {
         const file = this.#syncs.get(name);
         if (file === undefined) throw new BlockError('wrong-state', 'it is not open');
         await file.sync();
+        await this.#checkImage(name);
       } catch (error) {
         this.#unflushed = toBlockError(error, `disk ${name}`);
         throw this.#unflushed;
       }
     }
+  }
+
+  async #checkImage(disk: string): Promise<void> {
+    const nodes = (await this.#run('query-named-block-nodes')) as { 'node-name': string; info?: { failed?: string } }[];
+    const failed = nodes.find((node) => node['node-name'] === `${disk}-file`)?.info?.failed;
+    if (failed !== undefined) throw new BlockError('io-error', failed);
   }
 
   /** After a flush that failed: only nodes that are opened anew can be believed (record-log.md 4). */

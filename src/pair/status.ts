@@ -24,6 +24,8 @@ interface FilterRow {
 interface DeviceInfo {
   /** `async`: its calls are slow and are made on threads */
   readonly io?: 'sync' | 'async';
+  /** a sync failed: why nothing of it is believed until it is opened anew */
+  readonly failed?: string;
   /** how long its oldest call has been under way */
   readonly 'stalled-ms'?: number;
 }
@@ -82,7 +84,7 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
       store,
       io: image?.io ?? null,
       stalledMs,
-      error: stalledMs >= stalledMsMin ? notAnswering(disk.file, stalledMs) : (row?.error ?? null),
+      error: stalledMs >= stalledMsMin ? notAnswering(disk.file, stalledMs) : (image?.failed ?? row?.error ?? null),
       diverged: (row?.diverged ?? []).map(([offset, length]): [number, number] => [offset, length]),
     };
   });
