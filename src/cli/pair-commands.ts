@@ -1,6 +1,6 @@
 /**
- * The commands by which a person decides: `checkpoint`, `failover`, `switch`, `resolve`, `start --alone`. Each finds the
- * daemon that it is for, lets it do the work, and says in a line or two what is so now.
+ * The commands by which a person decides: `checkpoint`, `failover`, `switch`, `resolve`, `start --alone`. Each finds
+ * the daemon that it is for, lets it do the work, and says in a line or two what is so now.
  */
 import { z } from 'zod';
 import type { Host } from '../host/host.ts';
