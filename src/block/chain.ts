@@ -104,8 +104,9 @@ export async function allocationRun(
   return { length, allocated: first.allocated };
 }
 
-/** bytes of a disk that are looked through between two pauses */
-const scanBytes = 64 * 2 ** 20;
+/** bytes of a disk that are looked through between two pauses: where much is allocated, each block has to be found */
+const scanBytesMin = 4 * 2 ** 20;
+const scanBytesMax = 64 * 2 ** 20;
 
 /**
  * Tells of everything that is allocated in one of the overlays.
@@ -117,14 +118,17 @@ export async function findAllocated(
   pause: () => Promise<void>,
   found: (offset: number, length: number) => void,
 ): Promise<void> {
-  for (let start = 0; start < length; start += scanBytes) {
-    const end = Math.min(start + scanBytes, length);
-    if (start > 0) await pause();
-    for (let at = start; at < end; ) {
+  let scanBytes = scanBytesMin;
+  for (let at = 0; at < length; ) {
+    if (at > 0) await pause();
+    let allocated = false;
+    for (const end = Math.min(at + scanBytes, length); at < end; ) {
       const run = await allocationRun(overlays, at, end - at);
       if (run.allocated) found(at, run.length);
+      allocated ||= run.allocated;
       at += run.length;
     }
+    scanBytes = allocated ? scanBytesMin : Math.min(2 * scanBytes, scanBytesMax);
   }
 }
 

@@ -5,7 +5,7 @@
  * and no zeroes are written there any more: records stand only there.
  */
 import { BlockError } from '../util/errors.ts';
-import type { Done } from '../util/later.ts';
+import { type Deferred, type Done, deferred } from '../util/later.ts';
 import { alignUp } from './record-format.ts';
 
 /** What a log is kept in: a `file` node, in effect. */
@@ -34,6 +34,8 @@ export class LogSpace {
   /** it could not be made longer ahead of need: it is tried again when there is need */
   private tight = false;
   private wanted = 0;
+  /** those who wait for more room: resolved at each step, and at the end */
+  private progress: Deferred | null = null;
   private stopped = false;
 
   /** @param growBytes how far ahead of need */
@@ -81,12 +83,24 @@ export class LogSpace {
       })
       .finally(() => {
         this.resizing = null;
+        this.tellProgress();
       });
+  }
+
+  private tellProgress(): void {
+    this.progress?.resolve();
+    this.progress = null;
+  }
+
+  /** The next step of what is under way: nobody waits for more than is needed, however far ahead the file is made. */
+  private nextStep(): Promise<void> {
+    this.progress ??= deferred();
+    return this.progress.promise;
   }
 
   private async waitFor(end: number): Promise<void> {
     this.wanted = Math.max(this.wanted, end);
-    while (this.resizing !== null) await this.resizing;
+    while (this.resizing !== null && end > this.room) await this.nextStep();
     if (end > this.room) await this.growTo(end);
     if (this.wanted <= this.room) this.wanted = 0;
   }
@@ -105,7 +119,7 @@ export class LogSpace {
         }
       }
     });
-    while (this.resizing !== null) await this.resizing;
+    while (this.resizing !== null && end > this.room) await this.nextStep();
     if (end > this.room) throw failure ?? new BlockError('no-space', `no room for ${end} bytes`);
   }
 
@@ -117,6 +131,7 @@ export class LogSpace {
       const step = zeroes.subarray(0, Math.min(zeroes.length, length - this.room));
       await this.file.write(this.room, step);
       this.room += step.length;
+      this.tellProgress();
       await this.file.turn();
     }
   }

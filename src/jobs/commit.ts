@@ -212,6 +212,8 @@ class CommitBody implements JobBody {
   }
 
   async run(control: JobControl): Promise<void> {
+    // Whoever started it is answered first, and users go on.
+    await this.othersTurn();
     await this.markAllocated(control);
     await this.loop?.run();
     this.checkBase();
@@ -299,9 +301,13 @@ class CommitBody implements JobBody {
     const { dirty } = this.writes ?? {};
     if (dirty === undefined) return;
     const pause = async (): Promise<void> => {
-      await new Promise<void>((resolve) => this.graph.host.clock.endOfTurn(resolve));
+      await this.othersTurn();
       await control.pausePoint();
     };
     await findAllocated(this.overlays, dirty.length, pause, (offset, length) => dirty.mark(offset, length));
+  }
+
+  private othersTurn(): Promise<void> {
+    return new Promise((resolve) => this.graph.host.clock.endOfTurn(resolve));
   }
 }

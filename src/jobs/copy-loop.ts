@@ -3,7 +3,8 @@
  *
  * Invariants: at most `inFlightMax` chunks are under way; each owns its buffer until it is done. A range is taken
  * before its status is asked and its bytes are read, so that no write can come between unnoticed. While the loop rests
- * (a user's pause, a drain of the source or target) no chunk is under way.
+ * (a user's pause, a drain of the source or target) no chunk is under way. Where source and target answer at once,
+ * others have their turn after `turnBytesMax`: users' requests and commands wait for no more than that.
  */
 import type { CopyTarget, CopyTicket } from '../block/copy-target.ts';
 import type { DirtyRange } from '../block/dirty-bitmap.ts';
@@ -21,6 +22,8 @@ import type { JobControl, OnError } from './job.ts';
 export const chunkBytesMax = 2 ** 20;
 /** Most bytes a granule may have: a chunk is at least one, and has a buffer. */
 export const copyGranularityMax = 2 ** 26;
+/** Bytes of the chunks that begin in one turn of the event loop; a single chunk may be larger. */
+const turnBytesMax = 2 ** 20;
 /** Most chunks under way. */
 export const inFlightMax = 16;
 /** ms before an error that is to be ignored is met again */
@@ -56,6 +59,8 @@ export class CopyLoop {
   private cursor = 0;
   private failure: BlockError | null = null;
   private drains = 0;
+  /** bytes of the chunks that began in this turn */
+  private turnBytes = 0;
   private quiet: Deferred | null = null;
   /** when the speed limit lets the next chunk start, ms of the clock */
   private nextStartMs = 0;
@@ -128,6 +133,7 @@ export class CopyLoop {
     if (speed !== this.chargedSpeed) this.nextStartMs = 0;
     this.chargedSpeed = speed;
     while (this.inFlight < this.inFlightMax && this.roomBytes() > 0 && this.failure === null) {
+      if (this.turnBytes >= turnBytesMax) return;
       const waitMs = Math.max(this.nextStartMs, this.retryMs) - this.options.clock.now();
       if (waitMs > 0) {
         this.options.clock.after(Math.min(waitMs, speedSleepMsMax), () => this.options.control.wake());
@@ -136,8 +142,20 @@ export class CopyLoop {
       const range = this.nextRange();
       if (range === null) return;
       this.charge(range.length);
+      this.countInTurn(range.length);
       void this.copyChunk(range);
     }
+  }
+
+  private countInTurn(length: number): void {
+    const { clock, control } = this.options;
+    if (this.turnBytes === 0) {
+      clock.endOfTurn(() => {
+        this.turnBytes = 0;
+        control.wake();
+      });
+    }
+    this.turnBytes += length;
   }
 
   /** Bytes that the next chunk may have, in whole granules; 0: it has to wait for others. */

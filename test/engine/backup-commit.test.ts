@@ -165,3 +165,32 @@ test('block-commit: the first I/O error of the base ends the job, not the write;
   assert.ok((await content('top')).equals(expected));
   await user.release();
 });
+
+test('block-commit over nodes that answer at once: others have their turn after each MiB that is found or copied', async (t) => {
+  const { add, use, execute, event, engine } = runOf(t);
+  const length = 32 * 2 ** 20;
+  await add(memoryNode('base', length));
+  await add(overlay('top', 'base'));
+  const user = await use('top');
+  for (let at = 0; at < length; at += size) await write(user, at, size, 1);
+  let turns = 0;
+  let running = true;
+  const count = (): void => {
+    turns += 1;
+    if (running) setImmediate(count);
+  };
+  const whenReady = new Promise<void>((resolve) => {
+    engine.subscribe(({ event: name }) => {
+      if (name !== 'BLOCK_JOB_READY') return;
+      running = false;
+      resolve();
+    });
+  });
+  await execute('block-commit', { 'job-id': 'c', device: 'top' });
+  count();
+  await whenReady;
+  assert.ok(turns >= 32, `${turns} turns while 32 MiB were copied`);
+  await execute('job-complete', { id: 'c' });
+  await event('BLOCK_JOB_COMPLETED', 'c');
+  await user.release();
+});
