@@ -37,8 +37,8 @@ export interface DriverNode extends BlockNode {
    */
   reopen?(readOnly: boolean, anew: boolean): Promise<Reopening | undefined>;
   /**
-   * A write that this node was given too failed in a sibling that decides: what it holds there may now differ (pair.md
-   * 8).
+   * A write that this node was given too failed in a sibling that decides, or a flush, which is about all of the disk:
+   * what it holds there may now differ (pair.md 8).
    */
   siblingFailed?(offset: number, length: number): void;
   /**

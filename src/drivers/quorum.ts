@@ -7,7 +7,8 @@
  * - Overlapping writes are never in flight together in the children (pair.md 3): while a request takes time its range
  *   is held; as long as all children answer at once nothing is held and nothing allocated.
  * - `fifo`: the first child decides writes and flushes, whatever the others say (pair.md 8; QEMU answers success
- *   there); beyond that at least `vote-threshold` children must succeed. The others are told of a write that it failed.
+ *   there); beyond that at least `vote-threshold` children must succeed. The others are told of a write or a flush that
+ *   it failed.
  * - Where all must succeed, and one says beforehand that it refuses, nobody is given the request.
  */
 import { z } from 'zod';
@@ -223,9 +224,9 @@ class QuorumNode implements DriverNode {
     offset: number,
     length: number,
   ): Promise<void> {
-    const decides = this.fifo && kind !== 'flush' ? results[0] : undefined;
-    // At once, not when all are done: the others may take as long as their link does.
-    decides?.catch(() => this.tellSiblings(children, offset, length));
+    // At once, not when all are done: the others may take as long as their link does. A flush stands for the whole disk:
+    // of every write since the last one it is open whether the child that decides has it.
+    if (this.fifo) results[0]?.catch(() => this.tellSiblings(children, offset, length));
     const outcomes = await Promise.allSettled(results);
     const errors = outcomes.map((outcome) => (outcome.status === 'rejected' ? toBlockError(outcome.reason) : null));
     let failed = 0;

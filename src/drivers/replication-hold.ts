@@ -202,9 +202,9 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
 
   /** The other side was given what the local disk does not have: sent again from what that reads (pair.md 8). */
   private diverged(offset: number, length: number): void {
-    this.marks.markDiverged(offset, length);
+    const news = this.marks.markDiverged(offset, length);
     this.stream?.dropWaiting(offset, length);
-    if (forwards(this.group.mode)) {
+    if (news && forwards(this.group.mode)) {
       this.context.emit('REPLICATION_DIVERGED', { node: this.nodeName, offset, length });
     }
   }

@@ -63,10 +63,12 @@ export class ReplicationMarks {
     this.missing.markAll();
   }
 
-  /** The local disk failed what S was given. */
-  markDiverged(offset: number, length: number): void {
+  /** The local disk failed what S was given. @returns whether that was not known of all of the range */
+  markDiverged(offset: number, length: number): boolean {
+    const known = this.missing.bytes + this.diverged.bytes;
     this.missing.mark(offset, length);
     this.diverged.mark(offset, length);
+    return this.missing.bytes + this.diverged.bytes > known;
   }
 
   /** S is another instance, or may have dropped what it had not made durable. */

@@ -219,8 +219,7 @@ function saveAndStop(state: PairState): Decision {
       // Let go before the goodbye: the other side hangs up when it hears it, and that is no lost link.
       inStep ? [{ do: 'flush-remote', proven: true }, { do: 'set-mode', mode: 'held' }, { do: 'detach' }] : [],
       // Proof is about durable disks: what our own system's memory alone holds may be lost with its power.
-      { do: 'flush-own' },
-      { do: 'save-clean-stop', proof: savedProof(state), change: {} },
+      { do: 'save-clean-stop', proof: savedProof(state), equal: false, change: {} },
       send({ type: 'goodbye', clean: inStep }),
       inStep ? [{ do: 'await-goodbye' }] : [],
       { do: 'finish' },

@@ -279,14 +279,28 @@ export class PairDisks {
     return bitmaps;
   }
 
-  /** A flush of all disks that the other side proves. `proven`: afterwards nothing may differ. */
+  /**
+   * A flush of all disks that the other side proves. `proven`: afterwards it has all that it was given, though not what
+   * this side could not write or read (pair.md 8).
+   */
   async flushRemote(proven: boolean): Promise<void> {
     await this.#run('replication-flush', {});
     if (!proven) return;
-    for (const [name, ranges] of Object.entries(await this.bitmaps())) {
-      if (ranges.length > 0)
-        throw new BlockError('wrong-state', `disk ${name} still differs in ${ranges.length} places`);
+    for (const disk of this.disks) {
+      const answer = await this.#run('replication-bitmap', { node: `${disk.name}-replication` });
+      const { 'may-differ-bytes': open, 'missing-bytes': missing } = answer as Record<string, number>;
+      if (open !== missing) throw new BlockError('wrong-state', `disk ${disk.name}: the other side has not proven all`);
     }
+  }
+
+  /** Are the own disks durable? `equal`: and the other side has all that they hold? */
+  async proves(equal: boolean): Promise<boolean> {
+    try {
+      await this.flushOwn();
+    } catch {
+      return false;
+    }
+    return !equal || Object.values(await this.bitmaps()).every((ranges) => ranges.length === 0);
   }
 
   // ------------------------------------------------------------ secondary

@@ -90,8 +90,11 @@ const laterSchema = z.discriminatedUnion('type', [
   /** S: a person asks for a switchover */
   simple('switch-request'),
   z.strictObject({ type: z.literal('switch-refused'), reason }),
-  /** P: writers are gone, both sides are flushed: promote yourself with this generation */
-  z.strictObject({ type: z.literal('hand-over'), generation }),
+  /**
+   * P: writers are gone, you have all that they were answered: promote yourself with this generation. `equal` (false
+   * where it stands): my disk failed, do not take it for a copy of yours.
+   */
+  z.strictObject({ type: z.literal('hand-over'), generation, equal: z.boolean().optional() }),
   z.strictObject({ type: z.literal('took-over'), id: generationId }),
   /** S: a person forces a failover: stop serving */
   simple('stop-serving'),

@@ -144,14 +144,24 @@ export type Step =
   | { readonly do: 'start-compare' }
   | { readonly do: 'start-copy'; readonly targetIsZero: boolean }
   | { readonly do: 'stop-work' }
-  /** a flush that both sides prove; `proven`: nothing may differ afterwards */
+  /** a flush that the other side proves; `proven`: afterwards it has all that it was given */
   | { readonly do: 'flush-remote'; readonly proven: boolean }
   | { readonly do: 'flush-own' }
   | { readonly do: 'reopen-disks' }
   | { readonly do: 'send'; readonly message: Message }
   | { readonly do: 'drop-link'; readonly reason: string }
-  /** saves the bitmaps, then commits the mark of a clean stop */
-  | { readonly do: 'save-clean-stop'; readonly proof: Proof | null; readonly change: Partial<GroupRecord> }
+  /**
+   * makes the own disks durable, saves the bitmaps, then commits the mark of a clean stop; without the mark where a disk
+   * cannot be made durable, or (`equal`) where the two may differ
+   */
+  | {
+      readonly do: 'save-clean-stop';
+      readonly proof: Proof | null;
+      readonly equal: boolean;
+      readonly change: Partial<GroupRecord>;
+    }
+  /** offers this generation to the other side; whether both are equal is what the mark of a clean stop says */
+  | { readonly do: 'offer'; readonly generation: Generation }
   | { readonly do: 'await-goodbye' }
   | { readonly do: 'answer'; readonly command: Command['name']; readonly error: string | null; readonly text: string }
   | { readonly do: 'retry-later' }

@@ -122,7 +122,8 @@ export function canJoin(state: PairState, session: Session): boolean {
 export function beginSync(state: PairState, session: Session): Decision {
   const { theirs } = session;
   const proof = { peers: [theirs.generation?.id ?? null], instance: theirs.instance };
-  const attach = send({ type: 'attach', how: 'sync' });
+  // The other side's disk becomes a mixture from then on: not for a disk of ours that cannot be read any more.
+  const attach: Step[] = [{ do: 'flush-own' }, send({ type: 'attach', how: 'sync' })];
   // From here on mayDiffer is about this target: what it proves is cleared, and another blank one lacks it.
   const next: PairState = { ...state, zeroBase: false };
   if (proofHolds(state, session)) {
@@ -211,7 +212,10 @@ export function sendAway(state: PairState): Decision {
   };
 }
 
-/** pair.md 15 (1) and (2): both flushed and equal, then durable, then said. */
+/**
+ * pair.md 15 (1) and (2): both flushed, then durable, then said. A disk that failed here is no reason to refuse: the
+ * other side has what was answered, and is told that this one is no copy.
+ */
 export function handOver(state: PairState, given: Given): Decision {
   const own = state.record.generation;
   if (own === null) return { state };
@@ -222,12 +226,10 @@ export function handOver(state: PairState, given: Given): Decision {
     plan: plan(
       'hand-over',
       { do: 'flush-remote', proven: true },
-      // The proof is about both disks: what only our own system's memory holds may be lost with its power.
-      { do: 'flush-own' },
-      { do: 'save-clean-stop', proof, change: { handingOver: offer } },
+      { do: 'save-clean-stop', proof, equal: true, change: { handingOver: offer } },
       { do: 'set-mode', mode: 'held' },
       { do: 'detach' },
-      send({ type: 'hand-over', generation: offer }),
+      { do: 'offer', generation: offer },
     ),
   };
 }
@@ -337,8 +339,8 @@ export function detachSecondary(state: PairState, reason: string): Decision {
   };
 }
 
-/** pair.md 14. `generation`: the one that a switchover offered. */
-export function promote(state: PairState, given: Given, offered: Generation | null): Decision {
+/** pair.md 14. `offered`: the generation of a switchover; `equal`: its two disks are. */
+export function promote(state: PairState, given: Given, offered: Generation | null, equal = true): Decision {
   const { record } = state;
   const unfinished = record.store === 'incomplete';
   const base = unfinished ? { ...record, ancestors: [], generation: null } : record;
@@ -350,8 +352,8 @@ export function promote(state: PairState, given: Given, offered: Generation | nu
     state: {
       ...state,
       phase: 'promoting',
-      // A switchover's two disks are equal; after a failover nothing is known of the other one (pair.md 12, 16).
-      proof: offered === null ? null : { peers: [record.generation?.id ?? null], instance: null },
+      // After a failover nothing is known of the other disk (pair.md 12, 16).
+      proof: offered === null || !equal ? null : { peers: [record.generation?.id ?? null], instance: null },
       offered: null,
       zeroBase: false,
     },

@@ -128,7 +128,7 @@ export class PairRunner {
   }
 
   async #step(step: Step): Promise<unknown> {
-    const { disks, work, group, host, config } = this.#parts;
+    const { disks, work, group, host, config, link } = this.#parts;
     switch (step.do) {
       case 'commit':
         return this.#commit(step.change);
@@ -171,9 +171,14 @@ export class PairRunner {
         this.#instance = this.#parts.newInstance();
         return disks.reopenDisks();
       case 'save-clean-stop': {
-        const bitmaps = step.proof === null ? '' : await saveBitmaps(host, config.dataFolder, await disks.bitmaps());
-        const cleanStop = step.proof === null ? null : { proof: step.proof, bitmaps, atMs: host.clock.wall() };
+        const proof = (await disks.proves(step.equal)) ? step.proof : null;
+        const bitmaps = proof === null ? '' : await saveBitmaps(host, config.dataFolder, await disks.bitmaps());
+        const cleanStop = proof === null ? null : { proof, bitmaps, atMs: host.clock.wall() };
         return this.#commit({ ...step.change, cleanStop });
+      }
+      case 'offer': {
+        const equal = this.#parts.state().record.cleanStop === null ? { equal: false } : {};
+        return link.send({ type: 'hand-over', generation: step.generation, ...equal });
       }
       case 'await-goodbye':
         return this.#awaitGoodbye();

@@ -171,8 +171,8 @@ export const secondaryRows: readonly Row[] = [
     'message hand-over',
     'promoting',
     'takes the offered generation durably, then serves',
-    (state, { generation }, given) =>
-      state.record.refused.includes(generation.id) ? stay(state) : promote(state, given, generation),
+    (state, { generation, equal }, given) =>
+      state.record.refused.includes(generation.id) ? stay(state) : promote(state, given, generation, equal),
   ),
   row('following', 'message switch-refused', 'following', 'says why', (state, { reason }) => answered(state, reason)),
   row(

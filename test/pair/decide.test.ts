@@ -167,12 +167,19 @@ test('pair 12: no proof, no shortcut: what makes a compare necessary', () => {
   assert.equal(begin({ proof: null }).state.phase, 'comparing');
   assert.equal(begin({ proof }, { generation: { id: idOf(7), number: 2 } }).state.phase, 'comparing');
   assert.equal(begin({ proof: { peers: [null], instance: 'other' } }, { generation: null }).state.phase, 'comparing');
-  assert.deepEqual(steps(begin({ proof })), ['send attach']);
+  assert.deepEqual(steps(begin({ proof })), ['flush-own', 'send attach']);
   // Another life of the other side: all that is not proven is sent again (pair.md 4).
-  assert.deepEqual(steps(begin({ proof }, { instance: 'i2' })), ['mark', 'send attach']);
+  assert.deepEqual(steps(begin({ proof }, { instance: 'i2' })), ['mark', 'flush-own', 'send attach']);
   // A blank target gets everything, unless mayDiffer has counted from blank disks of our own.
-  assert.deepEqual(steps(begin({ proof: null }, { generation: null, blank: true })), ['mark', 'send attach']);
-  assert.deepEqual(steps(begin({ proof: null, zeroBase: true }, { generation: null, blank: true })), ['send attach']);
+  assert.deepEqual(steps(begin({ proof: null }, { generation: null, blank: true })), [
+    'mark',
+    'flush-own',
+    'send attach',
+  ]);
+  assert.deepEqual(steps(begin({ proof: null, zeroBase: true }, { generation: null, blank: true })), [
+    'flush-own',
+    'send attach',
+  ]);
 });
 
 test('pair 13: the end of a sync: flushes wait for both, one flush proves, then the id is offered; both in that order', () => {
@@ -245,14 +252,7 @@ test('pair 15: handing over: users gone, both flushed, durable, disconnected, th
   });
   assert.deepEqual(steps(away), ['refuse-users', 'begin-close-exports']);
   const decision = on(away.state, { type: 'exports-closed' });
-  assert.deepEqual(steps(decision), [
-    'flush-remote',
-    'flush-own',
-    'save-clean-stop',
-    'mode held',
-    'detach',
-    'send hand-over',
-  ]);
+  assert.deepEqual(steps(decision), ['flush-remote', 'save-clean-stop', 'mode held', 'detach', 'offer']);
 });
 
 test('pair 15: found handing over: serves after a refusal only, and is the target of whoever took it', () => {
@@ -327,7 +327,6 @@ test('pair 18: a clean stop in step: users gone, flushed, let go, bitmaps and ma
     'flush-remote',
     'mode held',
     'detach',
-    'flush-own',
     'save-clean-stop',
     'send goodbye',
     'await-goodbye',

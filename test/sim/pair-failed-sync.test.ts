@@ -43,7 +43,8 @@ test('pair 12: it proves nothing by a clean stop, and is whole again after a com
     const pair = await paired(seed);
     await failSync(pair, 'alpha');
     await stop(pair, 'alpha');
-    assert.equal(pair.sides.get('alpha')?.daemon.state.record.cleanStop, null);
+    const record = pair.sides.get('alpha')?.daemon.state.record;
+    assert.deepEqual([record?.cleanStop, record?.aloneSince], [null, null]);
     await pair.start('alpha');
     await pair.inStep();
     await verify(pair, 'alpha');
@@ -63,6 +64,58 @@ test('pair 8: failover stays possible, and nothing that was flushed is lost', as
     await pair.start('alpha');
     await pair.inStep();
     pair.assertEqual();
+  }
+});
+
+test('pair 15: failover while it is there hands over what it has not lost, and it becomes a target that is compared', async () => {
+  for (let seed = 440; seed < 446; seed++) {
+    const pair = await paired(seed);
+    const user = await failSync(pair, 'alpha');
+    if (seed % 2 === 0) await assert.rejects(pair.world.complete(user.write(2)), /EIO/);
+    await pair.world.runFor(5000);
+    await pair.command('beta', 'pair-failover');
+    assert.equal((await pair.status('beta')).role, 'primary');
+    await verify(pair, 'beta');
+    await pair.inStep();
+    const { role, splitBrain, disks } = await pair.status('alpha');
+    assert.deepEqual([role, splitBrain, disks[0]?.error], ['secondary', null, null]);
+    pair.assertEqual();
+  }
+});
+
+test('pair 8: what a failed sync may have lost is sent again when the image is opened anew under its users', async () => {
+  for (let seed = 450; seed < 456; seed++) {
+    const pair = await paired(seed);
+    const user = await failSync(pair, 'alpha');
+    await pair.world.runFor(5000);
+    const status = await pair.status('alpha');
+    assert.deepEqual(status.disks[0]?.missingBytes, pair.diskBytes, 'nothing is proven about any of it');
+    assert.match(status.error ?? '', /may be lost/);
+    const options = [{ driver: 'file', 'node-name': 'disk0-file', filename: '/data/disk0.img', exclusive: true }];
+    await pair.command('alpha', 'blockdev-reopen', { options });
+    await pair.until(() => pair.side('alpha').daemon.state.error === null);
+    await pair.world.complete(user.verify());
+    await pair.world.complete(user.flush());
+    assert.equal((await pair.status('alpha')).disks[0]?.missingBytes, 0);
+    assert.equal(pair.phase('alpha'), 'in-step');
+    pair.assertEqual();
+  }
+});
+
+test('pair 8: a secondary that comes back meanwhile is not made incomplete by a disk that cannot be read', async () => {
+  for (let seed = 460; seed < 464; seed++) {
+    const pair = await paired(seed);
+    await failSync(pair, 'alpha');
+    pair.kill('beta');
+    await pair.until(() => pair.phase('alpha') === 'alone');
+    await pair.start('beta');
+    await pair.world.runFor(10_000);
+    assert.match((await pair.status('alpha')).error ?? '', /may be lost/);
+    assert.equal((await pair.status('beta')).store, 'clean');
+    pair.kill('alpha');
+    await pair.until(() => pair.phase('beta') === 'detached');
+    await pair.command('beta', 'pair-failover');
+    await verify(pair, 'beta');
   }
 });
 

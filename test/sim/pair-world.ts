@@ -122,13 +122,13 @@ export class PairWorld {
   /** A broken promise that was found while time passed: a test fails with it. */
   failure: unknown = null;
 
-  /** At the moment of a promotion its disks must hold what it is answerable for; after a switchover both are equal. */
+  /** At its promotion its disks must hold what it is answerable for; after a switchover that proved it, both are equal. */
   #lookAtPromoted(side: SideName, id: string): void {
     const other = this.sides.get(otherSide(side))?.daemon.state.record;
     try {
       const where = `seed ${this.world.seed}, promotion`;
       for (const disk of this.disks) this.checker.look(side, disk, this.image(side, disk), where);
-      if (other?.handingOver?.id === id) this.assertEqual();
+      if (other?.handingOver?.id === id && other.cleanStop !== null) this.assertEqual();
     } catch (error) {
       this.failure ??= error;
     }
