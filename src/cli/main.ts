@@ -58,10 +58,14 @@ function parse(argv: readonly string[]): Action {
     return status(createHost(), which, { json: options.json === true });
   }).option('--json', 'as JSON: an array with an object for each daemon');
 
-  asking('checkpoint', 'make a checkpoint: it has all that was answered before', async (which) => {
+  asking('checkpoint', 'make a checkpoint now', async (which) => {
     const { checkpoint } = await import('./pair-commands.ts');
     return checkpoint(createHost(), which);
-  });
+  }).addHelpText(
+    'after',
+    '\nEvery write that was answered before is in it. Until the next one, the secondary shows it read-only,\n' +
+      'and `failover --to checkpoint` goes back to it.',
+  );
 
   asking<{ to?: 'latest' | 'checkpoint'; force?: boolean }>(
     'failover',
