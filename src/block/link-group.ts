@@ -14,11 +14,12 @@ import type { CopyTarget } from './copy-target.ts';
  * - `alone`: writes are marked, not forwarded; flushes are local
  * - `syncing`: what the other side has is kept up to date, the rest stays marked; flushes are local
  * - `in-sync`: everything is forwarded, flushes wait for the other side
+ * - `barrier`: in sync, and new writes wait: a checkpoint of lock-step is being made (pair.md 21)
  * - `refusing`: writes and flushes fail (`degraded: stop`)
  */
-export type LinkMode = 'held' | 'alone' | 'syncing' | 'in-sync' | 'refusing';
+export type LinkMode = 'held' | 'alone' | 'syncing' | 'in-sync' | 'barrier' | 'refusing';
 
-export const linkModes: readonly LinkMode[] = ['held', 'alone', 'syncing', 'in-sync', 'refusing'];
+export const linkModes: readonly LinkMode[] = ['held', 'alone', 'syncing', 'in-sync', 'barrier', 'refusing'];
 
 /** `link-down`: a forward failed or was lost, a flush included; the others are the supervisor's decisions. */
 export type LinkEvent = LinkMode | 'link-down';
@@ -28,24 +29,31 @@ const anyMode = {
   alone: 'alone',
   syncing: 'syncing',
   'in-sync': 'in-sync',
+  barrier: 'barrier',
   refusing: 'refusing',
 } as const;
 
 /**
- * The transition table: row = mode, column = event. `syncing` and `in-sync` further need every member connected,
- * `in-sync` needs every missing bitmap empty. A broken link matters only to a mode that forwards.
+ * The transition table: row = mode, column = event. `syncing`, `in-sync` and `barrier` further need every member
+ * connected, the last two every missing bitmap empty. A broken link matters only to a mode that forwards.
  */
 export const linkMoves: Readonly<Record<LinkMode, Readonly<Record<LinkEvent, LinkMode>>>> = {
   held: { ...anyMode, 'link-down': 'held' },
   alone: { ...anyMode, 'link-down': 'alone' },
   syncing: { ...anyMode, 'link-down': 'held' },
   'in-sync': { ...anyMode, 'link-down': 'held' },
+  barrier: { ...anyMode, 'link-down': 'held' },
   refusing: { ...anyMode, 'link-down': 'refusing' },
 };
 
-/** True for the modes that send writes to the other side. */
+/** True for the modes that send writes to the other side, or have sent what is not answered yet. */
 export function forwards(mode: LinkMode): boolean {
-  return mode === 'syncing' || mode === 'in-sync';
+  return mode === 'syncing' || isInSync(mode);
+}
+
+/** The other side has everything but what is on its way. */
+function isInSync(mode: LinkMode): boolean {
+  return mode === 'in-sync' || mode === 'barrier';
 }
 
 /** What a supervisor does to one member; the replication filter with `on-link-down: hold` is the one kind. */
@@ -132,10 +140,10 @@ export class LinkGroup {
       if (forwards(mode) && !member.connected) {
         throw new BlockError('wrong-state', `cannot be ${mode}: node '${member.nodeName}' is not connected`);
       }
-      if (mode === 'in-sync' && member.missingBytes > 0) {
+      if (isInSync(mode) && member.missingBytes > 0) {
         throw new BlockError(
           'wrong-state',
-          `cannot be in-sync: node '${member.nodeName}' still misses ${member.missingBytes} bytes`,
+          `cannot be ${mode}: node '${member.nodeName}' still misses ${member.missingBytes} bytes`,
         );
       }
     }

@@ -6,13 +6,14 @@
  *     alone     marked missing, done                           done (the local disk makes it durable)
  *     syncing   missing ranges stay marked, others forwarded   done
  *     in-sync   forwarded                                      forwarded, waits for the other side
+ *     barrier   waits for the next mode                        as in-sync
  *     refusing  marked missing, fails                          fails
  *
  * With `degraded: stop` alone and syncing are to users as refusing. Whoever asks (`refusal`) is told before the local
  * disk has the request: what fails has then not happened. A request that came another way, or was held when the mode
  * became one that refuses, is marked: the local disk was given it (pair.md 7).
  *
- * Invariants: there is a stream exactly in the two modes that forward. A request that the stream gave back (the link
+ * Invariants: there is a stream exactly in the modes that forward. A request that the stream gave back (the link
  * broke under it) is asked again in the next mode, by the same rules: nobody hears of a broken link.
  *
  * Two decisions. *Discards* are not forwarded: the filter cannot know what the local disk made of one (pair.md 9). The
@@ -94,6 +95,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
   write(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done {
     switch (this.userMode) {
       case 'held':
+      case 'barrier':
         return this.park(offset, length, () => this.write(offset, length, from, flags));
       case 'alone':
         this.marks.markMissing(offset, length);
@@ -109,6 +111,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
   discard(offset: number, length: number): Done {
     switch (this.userMode) {
       case 'held':
+      case 'barrier':
         return this.park(offset, length, () => this.discard(offset, length));
       case 'refusing':
         throw this.refuse(offset, length);
@@ -129,6 +132,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
       case 'alone':
       case 'syncing':
         return undefined;
+      case 'barrier':
       case 'in-sync': {
         if (this.options.acknowledge === 'local') return undefined;
         const done = this.openStream().flush();
@@ -263,7 +267,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
   }
 
   resume(): void {
-    if (this.group.mode === 'held') return;
+    if (this.group.mode === 'held' || this.group.mode === 'barrier') return;
     const { parked } = this;
     this.parked = [];
     for (const { again, done } of parked) {

@@ -1,10 +1,13 @@
 /**
  * The rows of commands: failover, switch, resolve, start --alone, stop. A refusal says what would be allowed instead.
  */
+
+import { checkpointRows, endBarrier } from './checkpoints.ts';
 import type { Command, Decision, Given, PairState, Phase, Step } from './pair-state.ts';
 import { phases } from './pair-state.ts';
-import { aloneMode, aloneRecord, answer, commit, keep, plan, promote, send, sendAway, serveAlone } from './plans.ts';
-import { tellToStop } from './secondary.ts';
+import { aloneMode, aloneRecord, answer, commit, plan, send, sendAway, serveAlone } from './plans.ts';
+import { canBeForced, tellToStop, unfit } from './secondary.ts';
+import { keep, promote } from './secondary-plans.ts';
 import { type Row, row } from './table.ts';
 
 const all = Object.keys(phases) as Phase[];
@@ -31,19 +34,24 @@ const busy = (state: PairState, command: Command['name']): Decision | null =>
 
 // ---------------------------------------------------------------- failover and switch
 
-/** Why this side's data is nothing to go on with, or null (pair.md 10, 11, 15). */
-function unfit(state: PairState): string | null {
-  const disks = Object.keys(state.record.disks).join(', ');
-  if (state.record.generation === null) return `${state.self.name} holds nothing yet (disks ${disks})`;
-  if (state.record.store === 'incomplete') {
-    return `disks ${disks} on ${state.self.name} are incomplete: an unfinished sync left a mixture of two states`;
-  }
-  return null;
+type Failover = Extract<Command, { name: 'failover' }>;
+
+/** Which state it goes to: the latest write, in lock-step the checkpoint (pair.md 15). */
+const goingTo = (state: PairState, { to }: Failover): PairState => ({
+  ...state,
+  to: to ?? (state.self.lockStep ? 'checkpoint' : 'latest'),
+});
+
+/** Why it is refused, or null. */
+function refusal(state: PairState, force: boolean): string | null {
+  const reason = unfit(state, state.to);
+  if (reason === null || (force && canBeForced(state))) return null;
+  return canBeForced(state) ? `${reason}; \`--force\` takes it nevertheless` : reason;
 }
 
 function failoverDetached(state: PairState, force: boolean, given: Given): Decision {
-  const reason = unfit(state);
-  if (reason !== null && !force) return reply(state, 'failover', `${reason}; \`--force\` takes it nevertheless`);
+  const reason = refusal(state, force);
+  if (reason !== null) return reply(state, 'failover', reason);
   const answers = state.connected && !state.noPrimary && state.peer?.role === 'primary';
   if (!answers) return promote(pending(state, 'failover', force), given, null);
   if (!force) return reply(state, 'failover', `${state.peer?.name} answers and is primary; \`--force\` stops it`);
@@ -51,8 +59,11 @@ function failoverDetached(state: PairState, force: boolean, given: Given): Decis
 }
 
 function failoverConnected(state: PairState, force: boolean): Decision {
-  if (force) return { state: pending(state, 'failover', true), now: tellToStop };
-  const why = unfit(state) ?? `${state.self.name} is not in step yet`;
+  const reason = refusal(state, force);
+  if (force && reason === null) return { state: pending(state, 'failover', true), now: tellToStop };
+  if (force) return reply(state, 'failover', reason);
+  const inStep = state.phase === 'following' ? 'a switchover goes to the latest write' : null;
+  const why = unfit(state, state.to) ?? inStep ?? `${state.self.name} is not in step yet`;
   return reply(state, 'failover', `the primary ${state.self.peer} answers, and ${why}; \`--force\` stops it`);
 }
 
@@ -67,25 +78,24 @@ const failoverRows: readonly Row[] = [
     'command failover',
     'promoting',
     'promotes this side, unless it is incomplete or a primary answers (pair.md 14, 15)',
-    (state, { force }, given) => busy(state, 'failover') ?? failoverDetached(state, force, given),
+    (state, command, given) =>
+      busy(state, 'failover') ?? failoverDetached(goingTo(state, command), command.force, given),
   ),
-  row(
-    'detaching',
-    'command failover',
-    'detaching',
-    'goes on when the session is closed',
-    (state, { force }) =>
-      busy(state, 'failover') ??
-      (unfit(state) === null || force
-        ? { state: pending(state, 'failover', force) }
-        : reply(state, 'failover', `${unfit(state)}; \`--force\` takes it nevertheless`)),
-  ),
+  row('detaching', 'command failover', 'detaching', 'goes on when the session is closed', (state, command) => {
+    const next = goingTo(state, command);
+    const reason = refusal(next, command.force);
+    if (reason !== null) return busy(state, 'failover') ?? reply(state, 'failover', reason);
+    return busy(state, 'failover') ?? { state: pending(next, 'failover', command.force) };
+  }),
   row(
     'following',
     'command failover',
     'following',
     'the primary answers and is in step: a switchover (pair.md 15)',
-    (state) => busy(state, 'failover') ?? askSwitch(state, 'failover'),
+    (state, command) => {
+      if (command.to !== 'checkpoint') return busy(state, 'failover') ?? askSwitch(state, 'failover');
+      return busy(state, 'failover') ?? failoverConnected(goingTo(state, command), command.force);
+    },
   ),
   row(
     'following',
@@ -99,7 +109,7 @@ const failoverRows: readonly Row[] = [
     'command failover',
     'the same',
     'refused while the primary answers; forced: it is stopped first',
-    (state, { force }) => busy(state, 'failover') ?? failoverConnected(state, force),
+    (state, command) => busy(state, 'failover') ?? failoverConnected(goingTo(state, command), command.force),
   ),
   row(
     'in-step',
@@ -202,7 +212,7 @@ function stopServing(state: PairState): Decision {
     state: { ...state, phase: 'stopping', stopping: { inStep, exportsClosed: false } },
     plan: plan(
       'send-away',
-      inStep ? [] : [aloneMode(state), { do: 'stop-work' }, { do: 'detach' }],
+      inStep ? endBarrier(state) : [aloneMode(state), { do: 'stop-work' }, { do: 'detach' }],
       { do: 'refuse-users', reason: 'is being stopped' },
       { do: 'begin-close-exports' },
     ),
@@ -230,9 +240,9 @@ function saveAndStop(state: PairState): Decision {
 /** The other side holds the id that it had, or the one that a sync's end offered. */
 function savedProof(state: PairState): PairState['proof'] {
   if (state.proof === null) return null;
-  const { peers, instance } = state.proof;
+  const { peers } = state.proof;
   if (state.offered === null || peers.includes(state.offered)) return state.proof;
-  return { peers: [...peers, state.offered], instance };
+  return { ...state.proof, peers: [...peers, state.offered] };
 }
 
 /** In step no more: durably alone, so that waiting users can be answered and then sent away. */
@@ -314,4 +324,9 @@ const stopRows: readonly Row[] = [
   ),
 ];
 
-export const commandRows: readonly Row[] = [...failoverRows, ...resolveRows, ...stopRows];
+export const commandRows: readonly Row[] = [
+  ...failoverRows,
+  ...resolveRows,
+  ...checkpointRows(except('in-step', 'following')),
+  ...stopRows,
+];

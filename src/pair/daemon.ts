@@ -10,6 +10,7 @@ import { pairSchema } from '../qmp/schema/pair.ts';
 import type { QmpEvent, QmpTarget } from '../qmp/target.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import { type Deferred, deferred } from '../util/later.ts';
+import { CheckpointClock } from './checkpoint-clock.ts';
 import type { PairConfig } from './config.ts';
 import { PeerLink } from './link.ts';
 import { checksumsMax, type Hello, type Message, type MessageOf, versions } from './messages.ts';
@@ -34,6 +35,7 @@ export class PairDaemon implements QmpTarget {
   readonly #runner: PairRunner;
   readonly #listeners = new Set<(event: QmpEvent) => void>();
   readonly #answers = new Map<Command['name'], Deferred<string>[]>();
+  readonly #checkpoints: CheckpointClock;
   readonly #unsubscribe: () => void;
   #state: PairState;
   #events: PairEvent[] = [];
@@ -114,6 +116,12 @@ export class PairDaemon implements QmpTarget {
       log: (level, message) => log({ level, message }),
       newInstance: () => toHex(host.random.bytes(8)),
     });
+    this.#checkpoints = new CheckpointClock(host, config, opened.disks.overlays, {
+      due: () => this.#dispatch({ type: 'checkpoint-due' }),
+      ask: () => this.#ask({ name: 'checkpoint' }),
+      isFollowing: () => this.#state.phase === 'following',
+      warn: (message) => log({ level: 'warn', message }),
+    });
     this.#unsubscribe = engine.subscribe((event) => this.#onEngineEvent(event));
   }
 
@@ -159,16 +167,22 @@ export class PairDaemon implements QmpTarget {
         engine: this.#engine,
         clock: this.#host.clock,
         users: this.#opened.users,
+        overlays: this.#opened.disks.overlays,
+        space: this.#checkpoints.space,
         progress: () => this.#work.progress(),
       }),
     'pair-failover': async ({ to, force }) => {
-      if (to === 'checkpoint') throw new BlockError('not-supported', 'to: a mirror has no checkpoints, only `latest`');
-      const before = reach(this.#state);
-      const text = await this.#ask({ name: 'failover', force: force === true });
-      return { text: before === '' ? text : `${text}; ${before}` };
+      if (to === 'checkpoint' && this.#config.store === 'mirror') {
+        throw new BlockError('not-supported', 'to: a mirror has no checkpoints, only `latest`');
+      }
+      const before = this.#state;
+      const text = await this.#ask({ name: 'failover', force: force === true, to: to ?? null });
+      const where = reach(before, this.#state.to, this.#host.clock.wall());
+      return { text: where === '' ? text : `${text}; ${where}` };
     },
-    'pair-checkpoint': () => {
-      throw new BlockError('not-supported', 'a mirror has no checkpoints');
+    'pair-checkpoint': async () => {
+      const text = await this.#checkpoints.ask();
+      return { number: this.#state.checkpoint?.number ?? 1, text };
     },
     'pair-switch': async () => ({ text: await this.#ask({ name: 'switch' }) }),
     'pair-resolve': async ({ keep }) => ({ text: await this.#ask({ name: 'resolve', keep }) }),
@@ -204,6 +218,7 @@ export class PairDaemon implements QmpTarget {
     for (const step of now ?? []) this.#runner.now(step);
     if (plan !== undefined) this.#runner.run(plan);
     this.#tell();
+    this.#tellCheckpoint(before);
   }
 
   /** Emits PAIR_STATE if something of it changed. */
@@ -221,9 +236,25 @@ export class PairDaemon implements QmpTarget {
     const text = JSON.stringify(data);
     if (text === this.#told) return;
     this.#told = text;
+    this.#emit('PAIR_STATE', data);
+  }
+
+  /** Emits PAIR_CHECKPOINT for a checkpoint of this side that was made, or given up. */
+  #tellCheckpoint({ record: before }: PairState): void {
+    const { record, error } = this.#state;
+    if (record.checkpoint === before.checkpoint) return;
+    if (record.checkpoint !== null) {
+      this.#emit('PAIR_CHECKPOINT', { number: record.checkpoint.number, reason: null });
+      return;
+    }
+    const why = record.role === 'primary' ? 'this side is primary' : (error ?? 'the disk is written without it');
+    this.#emit('PAIR_CHECKPOINT', { number: null, reason: why });
+  }
+
+  #emit(event: string, data: Record<string, unknown>): void {
     const wallMs = this.#host.clock.wall();
     const timestamp = { seconds: Math.floor(wallMs / 1000), microseconds: (wallMs % 1000) * 1000 };
-    for (const listener of [...this.#listeners]) listener({ event: 'PAIR_STATE', data, timestamp });
+    for (const listener of [...this.#listeners]) listener({ event, data, timestamp });
   }
 
   #onMessage(message: Message): void {
@@ -236,6 +267,10 @@ export class PairDaemon implements QmpTarget {
         return;
       case 'goodbye-noted':
         this.#runner.goodbyeNoted();
+        return;
+      case 'checkpointed':
+        this.#dispatch({ type: 'message', message });
+        if (message.request !== null) this.#runner.checkpointed(message.request);
         return;
       default:
         this.#dispatch({ type: 'message', message });
@@ -283,6 +318,9 @@ export class PairDaemon implements QmpTarget {
       generation: record.generation,
       ancestors: [...record.ancestors],
       store: record.store,
+      overlays: config.store === 'overlays',
+      checkpoint: this.#ownCheckpoint(),
+      rolledBack: record.rolledBack,
       // Once anything was written here the first look at the disks says nothing any more.
       blank: this.#blank(),
       disks: config.disks.map(({ name, size }) => ({ name, size })),
@@ -293,6 +331,12 @@ export class PairDaemon implements QmpTarget {
       handingOver: record.handingOver,
       overwrite: overwrite === null ? null : { name: overwrite, any: decided },
     };
+  }
+
+  #ownCheckpoint(): Hello['checkpoint'] {
+    const { record, checkpoint } = this.#state;
+    if (record.checkpoint === null || checkpoint === null) return null;
+    return { number: checkpoint.number, ageMs: Math.max(0, this.#host.clock.wall() - checkpoint.atMs) };
   }
 
   #blank(): boolean {
@@ -334,6 +378,7 @@ export class PairDaemon implements QmpTarget {
   /** @param clean false: something hangs, a disk or a user: nothing is waited for */
   async #close(clean: boolean): Promise<void> {
     this.#runner.stop();
+    this.#checkpoints.stop();
     this.#unsubscribe();
     for (const waiting of this.#answers.values()) {
       for (const answer of waiting) answer.reject(new BlockError('shutting-down', `${this.#config.name} is stopping`));

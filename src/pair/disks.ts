@@ -4,12 +4,13 @@
  *     both           D-file <- D-local                       (the image, and a name for it)
  *     primary        D-local <- children.0 of D (quorum, fifo), D-replication <- children.1, D is what users get
  *     in a session   D-remote (nbd) <- D-replication
- *     secondary      D-local is exported to the primary as D.SESSION.INSTANCE, ordered
+ *     secondary      D-local is exported to the primary as D.SESSION.INSTANCE, ordered; its overlays: `overlays.ts`
  */
 import type { Host, HostFile, SocketAddress } from '../host/host.ts';
 import type { QmpTarget } from '../qmp/target.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { DiskConfig, PairConfig } from './config.ts';
+import { PairOverlays } from './overlays.ts';
 
 export type Range = readonly [offset: number, length: number];
 
@@ -22,6 +23,7 @@ const hangUpMsMax = 1500;
 const passesDiscards = { discard: 'unmap' } as const;
 
 export class PairDisks {
+  readonly overlays: PairOverlays;
   readonly #host: Host;
   readonly #engine: QmpTarget;
   readonly #config: PairConfig;
@@ -40,6 +42,7 @@ export class PairDisks {
     this.#host = host;
     this.#engine = engine;
     this.#config = config;
+    this.overlays = new PairOverlays(host, engine, config);
   }
 
   get disks(): readonly DiskConfig[] {
@@ -102,6 +105,7 @@ export class PairDisks {
 
   /** After a flush that failed: only nodes that are opened anew can be believed (record-log.md 4). */
   async reopenDisks(): Promise<void> {
+    await this.overlays.close();
     for (const disk of this.disks) {
       // What an earlier attempt has not opened is not there; what is still in use keeps its name, and opening fails.
       await this.#quietly('blockdev-del', { 'node-name': `${disk.name}-local` });
@@ -147,7 +151,7 @@ export class PairDisks {
         driver: 'quorum',
         'node-name': disk.name,
         ...passesDiscards,
-        children: [`${disk.name}-local`, `${disk.name}-replication`],
+        children: [this.localOf(disk.name), `${disk.name}-replication`],
         'vote-threshold': degraded === 'stop' ? 2 : 1,
         'read-pattern': 'fifo',
       });
@@ -158,6 +162,7 @@ export class PairDisks {
 
   async tearPrimary(): Promise<void> {
     await this.#removePrimary();
+    await this.overlays.close();
     this.#built = false;
   }
 
@@ -168,6 +173,11 @@ export class PairDisks {
       await this.#deleteNode(disk.name);
       await this.#deleteNode(`${disk.name}-replication`);
     }
+  }
+
+  /** The node below a primary's users. */
+  localOf(disk: string): string {
+    return this.overlays.localOf(disk);
   }
 
   async #deleteNode(nodeName: string): Promise<void> {
@@ -279,6 +289,16 @@ export class PairDisks {
     return bitmaps;
   }
 
+  /** bytes that the other side lacks, of all disks */
+  async missingBytes(): Promise<number> {
+    let bytes = 0;
+    for (const disk of this.disks) {
+      const answer = await this.#run('replication-bitmap', { node: `${disk.name}-replication` });
+      bytes += (answer as { 'missing-bytes': number })['missing-bytes'];
+    }
+    return bytes;
+  }
+
   /**
    * A flush of all disks that the other side proves. `proven`: afterwards it has all that it was given, though not what
    * this side could not write or read (pair.md 8).
@@ -329,6 +349,7 @@ export class PairDisks {
   async closeReplication(): Promise<void> {
     const names = [...this.#replicationExports];
     await Promise.all(names.map((name) => this.#deleteExport(`replication-${name}`, this.#replicationExports, name)));
+    await this.overlays.leave();
   }
 
   async checksums(disk: string, offset: number, length: number, block: number): Promise<string[]> {

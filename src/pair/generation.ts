@@ -28,8 +28,11 @@ export type Generation = z.output<typeof generation>;
 const generationId = z.string().regex(/^[0-9a-f]{16}$/);
 const wallMs = z.number();
 
+const checkpoint = z.strictObject({ number: z.int().min(1), atMs: wallMs });
+export type Checkpoint = z.output<typeof checkpoint>;
+
 /** How many ids of earlier generations are kept: beyond that a very old copy is a split brain, never a silent merge. */
-export const ancestorsMax = 24;
+export const ancestorsMax = 20;
 const refusedMax = 4;
 
 /**
@@ -40,6 +43,8 @@ const proof = z.strictObject({
   peers: z.array(generationId.nullable()).max(4),
   /** the life of the other side's process that the missing bits are about */
   instance: z.string().max(32).nullable(),
+  /** the other side's checkpoint that the bits are about also if it had to go back to it; null: they are not */
+  checkpoint: z.int().min(1).nullable().default(null),
 });
 export type Proof = z.output<typeof proof>;
 
@@ -51,14 +56,25 @@ export const groupRecord = z.strictObject({
   generation: generation.nullable(),
   /** the ids that `generation` descends from, newest first */
   ancestors: z.array(generationId).max(ancestorsMax),
-  /** `incomplete`: a mixture of states, or data whose record was lost; refuses failover */
-  store: z.enum(['clean', 'incomplete']),
+  /**
+   * `incomplete`: a mixture of states, or data whose record was lost; refuses failover. `resync`: the disk is such a
+   * mixture, but its overlays keep the last checkpoint, and only that is offered (pair.md 11).
+   */
+  store: z.enum(['clean', 'resync', 'incomplete']),
+  /** overlays of a lower epoch are empty: raising it empties those of all disks in one write (record-log.md 8) */
+  epoch: z.int().min(1).default(1),
+  /** secondary: the checkpoint that its overlays lead back to; null: there is none */
+  checkpoint: checkpoint.nullable().default(null),
+  /** the number of the last checkpoint that was made here: none is given twice (pair.md 20) */
+  checkpoints: z.int().min(0).default(0),
+  /** secondary: a start went back to `checkpoint`, and nothing was received since: the disk equals it */
+  rolledBack: z.boolean().default(false),
   /** primary: since when it has, or may have, what the other side has not */
   aloneSince: wallMs.nullable(),
   /** primary: the mark of a clean stop, with the checksum of the bitmaps that were saved beside it */
   cleanStop: z.strictObject({ proof, bitmaps: z.string().max(32), atMs: wallMs }).nullable(),
   /** a promotion that has begun and is finished by the next start (pair.md 14) */
-  promoting: z.literal('latest').nullable(),
+  promoting: z.enum(['latest', 'checkpoint']).nullable(),
   /** primary: the generation that was offered in a switchover (pair.md 15) */
   handingOver: generation.nullable(),
   /** secondary: offered generations that it will never take */
@@ -93,6 +109,10 @@ export function emptyRecord(from: Pick<GroupRecord, 'volume' | 'name' | 'role' |
     latest: null,
     inStepMs: null,
     overwrite: null,
+    epoch: 1,
+    checkpoint: null,
+    checkpoints: 0,
+    rolledBack: false,
   };
 }
 

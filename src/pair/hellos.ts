@@ -2,20 +2,12 @@
  * The rows that begin: a start, and a hello (pair.md 13). A hello decides only in a phase at rest, and only if our own
  * was made from the group file as it is now: else the connection is dropped and both say hello again.
  */
+import { madeThere } from './checkpoints.ts';
 import { judge } from './judge.ts';
 import type { Hello } from './messages.ts';
 import type { Decision, Given, PairState, Phase, Session } from './pair-state.ts';
-import {
-  becomeTarget,
-  commit,
-  demote,
-  detachSecondary,
-  dropLink,
-  finishPromotion,
-  peerOf,
-  plan,
-  sendAway,
-} from './plans.ts';
+import { commit, demote, dropLink, peerOf, plan, sendAway } from './plans.ts';
+import { becomeTarget, detachSecondary, finishPromotion } from './secondary-plans.ts';
 import { type Row, row } from './table.ts';
 
 /** Phases in which nothing is under way: a hello may decide. */
@@ -60,7 +52,9 @@ function onHello(state: PairState, event: HelloEvent, given: Given): Decision {
   switch (outcome.kind) {
     case 'source': {
       const session: Session = { theirs: event.theirs, agreed: false, handOverRefused: false };
-      return { state: { ...next, session } };
+      const { checkpoint } = event.theirs;
+      const seen = madeThere(next, checkpoint?.number ?? null, checkpoint?.ageMs ?? 0, given);
+      return { state: { ...seen, session } };
     }
     case 'target':
       return onTarget(next, event.theirs, given);
@@ -96,7 +90,7 @@ function onStart(state: PairState): Decision {
       if (record.promoting !== null) {
         return {
           state: { ...state, phase: 'promoting' },
-          plan: plan('promote', finishPromotion(state)),
+          plan: plan('promote', finishPromotion(state, record.promoting)),
         };
       }
       return { state: { ...state, phase: record.handingOver === null ? 'waiting' : 'handing-over' } };

@@ -35,7 +35,13 @@ export const helloSchema = z.object({
   role: z.enum(['none', 'primary', 'secondary']),
   generation: generation.nullable(),
   ancestors: z.array(generationId).max(256),
-  store: z.enum(['clean', 'incomplete']),
+  store: z.enum(['clean', 'resync', 'incomplete']),
+  /** as a secondary it keeps checkpoints */
+  overlays: z.boolean(),
+  /** the one that its overlays lead back to */
+  checkpoint: z.object({ number: z.int().min(1), ageMs: z.number() }).nullable(),
+  /** its disk is that checkpoint: it had to go back to it */
+  rolledBack: z.boolean(),
   /** every disk reads as zeroes */
   blank: z.boolean(),
   disks: z.array(z.object({ name: z.string().min(1).max(64), size: z.int().min(1) })).max(disksMax),
@@ -79,12 +85,35 @@ const laterSchema = z.discriminatedUnion('type', [
     checksums: z.array(z.string().max(32)).max(checksumsMax),
     error: reason.nullable(),
   }),
-  /** P: open your exports. `sync`: mark yourself incomplete first; `join`: you have everything (pair.md 12) */
-  z.strictObject({ type: z.literal('attach'), how: z.enum(['sync', 'join']) }),
-  z.strictObject({ type: z.literal('attached'), exports: z.record(name, z.string().max(255)) }),
+  /**
+   * P: open your exports. `sync`: mark yourself incomplete first; `join`: you have everything (pair.md 12). `bytes`:
+   * what the sync will write at least
+   */
+  z.strictObject({ type: z.literal('attach'), how: z.enum(['sync', 'join']), bytes: z.int().min(0) }),
+  /** `checkpoint`: the number of the one that the sync leaves to go back to */
+  z.strictObject({
+    type: z.literal('attached'),
+    exports: z.record(name, z.string().max(255)),
+    checkpoint: z.int().min(1).nullable(),
+    /** it was made for this sync, of what was found */
+    fresh: z.boolean(),
+  }),
   /** P: all of it is on your side: flush, lift the mark, take this generation */
   z.strictObject({ type: z.literal('sync-end'), generation, ancestors: z.array(generationId).max(256) }),
-  z.strictObject({ type: z.literal('took'), id: generationId }),
+  /** `checkpoint`: the number of the one that was made in the same write */
+  z.strictObject({ type: z.literal('took'), id: generationId, checkpoint: z.int().min(1).nullable() }),
+  /** S: a person wants a checkpoint, or in lock-step the clock does: make one when I have all that you answered */
+  simple('checkpoint-request'),
+  /** P: you have all that I answered before; make one. `asked`: that holds for your own request too */
+  z.strictObject({ type: z.literal('checkpoint'), request: z.int().min(1), asked: z.boolean() }),
+  /** S: the last checkpoint is this one now; `request`: the one of yours that it answers */
+  z.strictObject({
+    type: z.literal('checkpointed'),
+    number: z.int().min(1),
+    ageMs: z.number().min(0),
+    request: z.int().min(1).nullable(),
+  }),
+  z.strictObject({ type: z.literal('checkpoint-failed'), request: z.int().min(1), reason }),
   /** P: from now on a flush of my users waits for you */
   simple('in-step'),
   /** S: a person asks for a switchover */

@@ -10,6 +10,7 @@ import { PairDisks } from './disks.ts';
 import { emptyRecord, GroupFile, type GroupRecord, type Proof } from './generation.ts';
 import { createImages, inspectImages } from './images.ts';
 import { initialState, type PairState } from './pair-state.ts';
+import { settleOverlays } from './restart.ts';
 import { loadBitmaps } from './saved-bitmaps.ts';
 
 export interface LogLine {
@@ -38,16 +39,27 @@ export async function openSide(
   const disks = new PairDisks(host, engine, config);
   try {
     if (group.note !== null) log({ level: 'warn', message: group.note });
-    const { record, blank } = await openRecord(host, config, group, log);
+    const { record: found, blank } = await openRecord(host, config, group, disks, log);
     await disks.openDisks();
+    const warn = (message: string): void => log({ level: 'warn', message });
+    const record = await settleOverlays(disks.overlays, config, group, found, warn);
     const { users, replication } = await disks.startServers();
     const primary = record.role === 'primary';
-    if (primary) await disks.buildPrimary();
-    const words = primary ? 'is not served yet' : `is on ${config.name}, which is secondary`;
-    await disks.refuseUsers(words);
-    const proof = primary ? await loadProof(host, config, disks, record, log) : null;
-    const self = { name: config.name, peer: config.peer.name, degraded: config.degraded };
-    const state = initialState({ self, record, sequence: group.sequence, proof, blank, built: primary });
+    // What a promotion to the checkpoint serves stands on its overlays: it is built when it is finished.
+    const built = primary && record.promoting !== 'checkpoint';
+    if (built) await disks.buildPrimary();
+    await disks.refuseUsers(primary ? 'is not served yet' : `is on ${config.name}, which is secondary`);
+    if (record.role === 'secondary' && record.checkpoint !== null) await disks.overlays.show();
+    const proof = built ? await loadProof(host, config, disks, record, log) : null;
+    const self = {
+      name: config.name,
+      peer: config.peer.name,
+      degraded: config.degraded,
+      overlays: config.store === 'overlays',
+      lockStep: config.mode === 'lock-step',
+      keepCheckpoint: config.resync === 'keep-checkpoint',
+    };
+    const state = initialState({ self, record, sequence: group.sequence, proof, blank, built });
     return { group, disks, state, users, replication };
   } catch (error) {
     await disks.close(true);
@@ -61,6 +73,7 @@ async function openRecord(
   host: Host,
   config: PairConfig,
   group: GroupFile,
+  disks: PairDisks,
   log: (line: LogLine) => void,
 ): Promise<{ record: GroupRecord; blank: boolean }> {
   const images = await inspectImages(host, config.disks);
@@ -79,6 +92,8 @@ async function openRecord(
     return { record, blank: images.blank };
   }
   await createImages(host, images.missing);
+  // Overlays of a group that nothing is known of: their epochs would come again.
+  if (config.store === 'overlays') await disks.overlays.remove();
   const base = { volume: config.volume, name: config.name, disks: sizes };
   if (images.blank) {
     const record = emptyRecord({ ...base, role: config.role, store: 'clean' });

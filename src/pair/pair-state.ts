@@ -6,8 +6,13 @@
  * are dropped once the step under way has ended (one that only waits for the other side is left). What may take long (a
  * sync, closing an export) is begun by a step and told by an event, so that no plan waits for the other side.
  */
-import type { Generation, GroupRecord, Proof } from './generation.ts';
+import type { z } from 'zod';
+import type { linkMode } from '../qmp/schema/replication.ts';
+import type { Checkpoint, Generation, GroupRecord, Proof } from './generation.ts';
 import type { Hello, Message } from './messages.ts';
+
+/** Mode of the replication of all disks. */
+export type LinkMode = z.output<typeof linkMode>;
 
 export const phases = {
   starting: 'the group file has been read, nothing is served',
@@ -46,8 +51,25 @@ export interface Session {
   readonly handOverRefused: boolean;
 }
 
+/** Which state of the disks a failover makes the one that is served. */
+export type FailoverTo = 'latest' | 'checkpoint';
+
+/** What the configuration says that decisions depend on. */
+export interface PairSelf {
+  readonly name: string;
+  readonly peer: string;
+  readonly degraded: 'continue' | 'stop';
+  /** as a secondary this side keeps checkpoints */
+  readonly overlays: boolean;
+  readonly lockStep: boolean;
+  /** a resync that does not fit beside the last checkpoint is refused (pair.md 11) */
+  readonly keepCheckpoint: boolean;
+}
+
 export type Command =
-  | { readonly name: 'failover'; readonly force: boolean }
+  /** `to` null: the latest write, in lock-step the checkpoint */
+  | { readonly name: 'failover'; readonly force: boolean; readonly to: FailoverTo | null }
+  | { readonly name: 'checkpoint' }
   | { readonly name: 'switch' }
   | { readonly name: 'resolve'; readonly keep: string }
   | { readonly name: 'start-alone' }
@@ -55,7 +77,7 @@ export type Command =
 
 export interface PairState {
   readonly phase: Phase;
-  readonly self: { readonly name: string; readonly peer: string; readonly degraded: 'continue' | 'stop' };
+  readonly self: PairSelf;
   /** as it is durable */
   readonly record: GroupRecord;
   readonly sequence: number;
@@ -84,8 +106,22 @@ export interface PairState {
   /** the last failure of a step, until the plan that it stopped has succeeded */
   readonly error: string | null;
   /** a command that is not answered yet */
-  readonly pending: Exclude<Command['name'], 'stop'> | null;
+  readonly pending: Exclude<Command['name'], 'stop' | 'checkpoint'> | null;
   readonly forced: boolean;
+  /** what the failover that waits goes to */
+  readonly to: FailoverTo;
+  /** a command for a checkpoint: it waits for one to begin, or for the one that runs */
+  readonly asked: 'no' | 'waiting' | 'running';
+  /** primary: the number of the last request for a checkpoint; it is under way while `checkpointing` */
+  readonly request: number;
+  readonly checkpointing: boolean;
+  /** primary: one is to begin as soon as nothing else is under way; `askedThere`: the other side waits for it */
+  readonly checkpointWanted: boolean;
+  readonly askedThere: boolean;
+  /** secondary: the primary's request that the checkpoint under way answers */
+  readonly checkpointFor: number | null;
+  /** the last checkpoint: primary: of the other side; secondary: also one that would have been equal */
+  readonly checkpoint: Checkpoint | null;
   readonly stopWanted: boolean;
   /** a clean stop: the other side is still in step, exports are closed */
   readonly stopping: { readonly inStep: boolean; readonly exportsClosed: boolean } | null;
@@ -116,6 +152,9 @@ export type PlanName =
   | 'promote'
   | 'keep'
   | 'fence'
+  | 'open-keeping'
+  | 'checkpoint'
+  | 'end-checkpoint'
   | 'save-and-stop'
   | 'stop-alone'
   | 'finish';
@@ -123,7 +162,7 @@ export type PlanName =
 export type Step =
   /** one durable write of the group file */
   | { readonly do: 'commit'; readonly change: Partial<GroupRecord> }
-  | { readonly do: 'set-mode'; readonly mode: 'held' | 'alone' | 'syncing' | 'in-sync' | 'refusing' }
+  | { readonly do: 'set-mode'; readonly mode: LinkMode }
   /** the filters and quorums of a primary over the disks; nothing if they stand */
   | { readonly do: 'build-primary' }
   | { readonly do: 'tear-primary' }
@@ -135,9 +174,37 @@ export type Step =
   | { readonly do: 'drop-users' }
   /** the users' server refuses the disks in these words; null: says who is primary */
   | { readonly do: 'refuse-users'; readonly reason: string | null }
-  /** closes what an earlier session used, then opens exports for this one and says so */
+  /** opens exports for one session */
   | { readonly do: 'open-replication' }
+  /** says that they are open. `fresh`: the checkpoint was made for this sync */
+  | { readonly do: 'announce'; readonly fresh: boolean }
   | { readonly do: 'close-replication' }
+  /** asks the other side to open its exports, and says how much the sync will write there */
+  | { readonly do: 'ask-to-attach'; readonly how: 'sync' | 'join' }
+  // ---- the overlays of a secondary
+  | { readonly do: 'open-overlays' }
+  /** closed, and their files are gone: nothing in them counts */
+  | { readonly do: 'drop-overlays' }
+  /** fails if a sync of so many bytes may not fit beside the checkpoint */
+  | { readonly do: 'check-space'; readonly bytes: number }
+  /** old content is kept before the exported disks are changed */
+  | { readonly do: 'keep-old' }
+  /**
+   * a checkpoint of all disks, whose one durable write has this change as well. `ifChanged`: only if something was
+   * written since the last
+   */
+  | { readonly do: 'checkpoint'; readonly change: Partial<GroupRecord>; readonly ifChanged: boolean }
+  /** users are shown the last checkpoint, or are hung up */
+  | { readonly do: 'show-view' }
+  | { readonly do: 'hide-view' }
+  /** the last checkpoint is what users get, and goes into the disks; `end-takeover` waits for that, and commits it */
+  | { readonly do: 'begin-takeover' }
+  | { readonly do: 'end-takeover'; readonly change: Partial<GroupRecord> }
+  /** says that users are served, while a promotion goes on */
+  | { readonly do: 'promoted' }
+  | { readonly do: 'tell-checkpoint'; readonly request: number | null }
+  /** primary: until the other side has made the checkpoint that was asked for */
+  | { readonly do: 'await-checkpoint' }
   | { readonly do: 'attach'; readonly exports: Readonly<Record<string, string>>; readonly theirs: Hello }
   | { readonly do: 'detach' }
   | { readonly do: 'mark'; readonly what: 'all' | 'unproven' }
@@ -151,7 +218,7 @@ export type Step =
   | { readonly do: 'send'; readonly message: Message }
   | { readonly do: 'drop-link'; readonly reason: string }
   /**
-   * makes the own disks durable, saves the bitmaps, then commits the mark of a clean stop; without the mark where a disk
+   * makes the own disks durable, saves the bitmaps, then commits the mark of a clean stop; without it where a disk
    * cannot be made durable, or (`equal`) where the two may differ
    */
   | {
@@ -190,6 +257,12 @@ export type PairEvent =
   | { readonly type: 'exports-closed' }
   /** a write that was forwarded failed on the local disk: the range is marked (pair.md 8) */
   | { readonly type: 'diverged' }
+  /** secondary: the clock, or a store that has little space left */
+  | { readonly type: 'checkpoint-due' }
+  /** a promotion goes on, and users are served */
+  | { readonly type: 'promoted' }
+  /** secondary: nothing was written since the last checkpoint: it is as good as a new one */
+  | { readonly type: 'checkpoint-unchanged' }
   /** the time after a failure has passed; `phase`: in which that was */
   | { readonly type: 'retry'; readonly phase: Phase }
   | { readonly type: 'command'; readonly command: Command };
@@ -237,6 +310,14 @@ export function initialState(from: {
     error: null,
     pending: null,
     forced: false,
+    to: 'latest',
+    asked: 'no',
+    request: 0,
+    checkpointing: false,
+    checkpointWanted: false,
+    askedThere: false,
+    checkpointFor: null,
+    checkpoint: from.record.checkpoint,
     stopWanted: false,
     stopping: null,
   };
@@ -246,4 +327,4 @@ export function isPrimaryPhase(phase: Phase): boolean {
   return phases[phase].startsWith('primary');
 }
 
-export type { Generation, GroupRecord, Proof };
+export type { Checkpoint, Generation, GroupRecord, Proof };

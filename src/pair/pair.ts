@@ -2,6 +2,7 @@
  * The supervisor's decisions: `decide(state, event) -> state, plan`. Pure; nothing here waits (design: style 7).
  * What a plan must make durable before what, and why, stands in `plans.ts`; the table in the files of its rows.
  */
+import { beginWanted, settleAsked } from './checkpoints.ts';
 import { commandRows } from './commands.ts';
 import { helloRows } from './hellos.ts';
 import {
@@ -34,7 +35,11 @@ for (const one of pairRows) {
 
 /** The state after `event`, and what has to be done. An event that is in no row of the phase changes nothing. */
 export function decide(state: PairState, event: PairEvent, given: Given): Decision {
-  if (event.type === 'committed') return { state: { ...state, record: event.record, sequence: event.sequence } };
+  if (event.type === 'committed') {
+    const { record, sequence } = event;
+    const isNew = record.checkpoint !== state.record.checkpoint;
+    return { state: { ...state, record, sequence, checkpoint: isNew ? record.checkpoint : state.checkpoint } };
+  }
   // A timer that outlived its reason: whatever runs now has its own outcome.
   if (event.type === 'retry' && (state.plan !== null || state.phase !== event.phase)) return { state };
   const seen = observe(state, event);
@@ -43,7 +48,7 @@ export function decide(state: PairState, event: PairEvent, given: Given): Decisi
   const decision = act === undefined ? { state: seen } : act(seen, payload as never, given);
   const begun =
     decision.plan === undefined ? decision : { ...decision, state: { ...decision.state, plan: decision.plan.name } };
-  return settlePending(seen, stopWhenAtRest(begun, given));
+  return settleAsked(settlePending(seen, stopWhenAtRest(beginWanted(begun), given)));
 }
 
 /** What an event says of the world in every phase. */

@@ -2,7 +2,7 @@
  * The plans of the state machine: which steps, in which order. What is durable stands before what depends on it, and
  * the comment at each plan says what would be lost otherwise.
  */
-import { addRefused, type Generation, type GroupRecord, joinAncestors, openGeneration } from './generation.ts';
+import { type Generation, type GroupRecord, openGeneration } from './generation.ts';
 import type { Message } from './messages.ts';
 import type { Command, Decision, Given, PairState, Plan, PlanName, Session, Step } from './pair-state.ts';
 
@@ -100,6 +100,8 @@ export function loseSession(state: PairState, reason: string): Decision {
 export function proofHolds(state: PairState, session: Session): boolean {
   const { proof } = state;
   if (proof === null) return false;
+  const { rolledBack, checkpoint } = session.theirs;
+  if (rolledBack && (checkpoint === null || proof.checkpoint !== checkpoint.number)) return false;
   const id = session.theirs.generation?.id ?? null;
   if (!proof.peers.includes(id)) return false;
   return id !== null || proof.instance === session.theirs.instance;
@@ -118,22 +120,28 @@ export function canJoin(state: PairState, session: Session): boolean {
   );
 }
 
+/** The other side's disk becomes a mixture from then on: not for a disk of ours that cannot be read any more. */
+export const askToSync: readonly Step[] = [{ do: 'flush-own' }, { do: 'ask-to-attach', how: 'sync' }];
+
 /** A serving primary and a target that agreed: the shortest sync that is proven to be enough. */
 export function beginSync(state: PairState, session: Session): Decision {
   const { theirs } = session;
-  const proof = { peers: [theirs.generation?.id ?? null], instance: theirs.instance };
-  // The other side's disk becomes a mixture from then on: not for a disk of ours that cannot be read any more.
-  const attach: Step[] = [{ do: 'flush-own' }, send({ type: 'attach', how: 'sync' })];
+  const holds = proofHolds(state, session);
+  const proof = {
+    peers: [theirs.generation?.id ?? null],
+    instance: theirs.instance,
+    checkpoint: holds ? (state.proof?.checkpoint ?? null) : null,
+  };
   // From here on mayDiffer is about this target: what it proves is cleared, and another blank one lacks it.
   const next: PairState = { ...state, zeroBase: false };
-  if (proofHolds(state, session)) {
+  if (holds) {
     // Another life of the other side may have lost what it had answered and not flushed (pair.md 4).
     const unproven: Step[] = state.proof?.instance === theirs.instance ? [] : [{ do: 'mark', what: 'unproven' }];
-    return { state: { ...next, phase: 'attaching', proof }, plan: plan('mark', unproven, attach) };
+    return { state: { ...next, phase: 'attaching', proof }, plan: plan('mark', unproven, askToSync) };
   }
   if (theirs.blank) {
     const all: Step[] = state.zeroBase ? [] : [{ do: 'mark', what: 'all' }];
-    return { state: { ...next, phase: 'attaching', proof }, plan: plan('mark', all, attach) };
+    return { state: { ...next, phase: 'attaching', proof }, plan: plan('mark', all, askToSync) };
   }
   // What the other side reads must be durable there before its checksums prove anything.
   return { state: { ...next, phase: 'comparing', proof: null }, now: [send({ type: 'flush' })] };
@@ -151,7 +159,13 @@ export function close(state: PairState): Decision {
   if (generation === null) return { state };
   return {
     // Noted before it is sent: whatever happens from here, the other side may hold this id.
-    state: { ...state, phase: 'closing', offered: generation.id },
+    // What is cleared from here on lies behind what the other side could still go back to.
+    state: {
+      ...state,
+      phase: 'closing',
+      offered: generation.id,
+      proof: state.proof === null ? null : { ...state.proof, checkpoint: null },
+    },
     plan: plan(
       'close',
       state.self.degraded === 'stop' ? [] : [serveInSync],
@@ -161,13 +175,19 @@ export function close(state: PairState): Decision {
   };
 }
 
-export function endSync(state: PairState, took: string): Decision {
+/** @param checkpoint the one that the other side made in the same write; null: it has none */
+export function endSync(state: PairState, took: string, checkpoint: number | null): Decision {
   const theirs = state.peer;
   const { generation } = state.record;
   return {
     state: {
       ...state,
-      proof: { peers: [took], instance: state.proof?.instance ?? null },
+      proof: {
+        peers: [took],
+        instance: state.proof?.instance ?? null,
+        // In lock-step nothing is cleared before the next one.
+        checkpoint: state.self.lockStep ? checkpoint : null,
+      },
       peer: theirs === null ? null : { ...theirs, generation, store: 'clean', blank: false },
     },
     plan: plan(
@@ -206,6 +226,7 @@ export function sendAway(state: PairState): Decision {
     state: { ...state, phase: 'switching' },
     plan: plan(
       'send-away',
+      state.self.lockStep && state.checkpointing ? [serveInSync] : [],
       { do: 'refuse-users', reason: `is being handed over to ${state.self.peer}` },
       { do: 'begin-close-exports' },
     ),
@@ -220,7 +241,7 @@ export function handOver(state: PairState, given: Given): Decision {
   const own = state.record.generation;
   if (own === null) return { state };
   const offer: Generation = { id: given.id, number: own.number + 1 };
-  const proof = { peers: [own.id], instance: null };
+  const proof = { peers: [own.id], instance: null, checkpoint: null };
   return {
     state: { ...state, serving: false },
     plan: plan(
@@ -240,7 +261,7 @@ export function demote(state: PairState, given: Given): Decision {
   // Data that went on by itself and was superseded by a person's decision is nothing to fail over to (pair.md 13).
   const superseded = record.splitBrain !== null || record.aloneSince !== null;
   return {
-    state: { ...state, phase: 'demoting', serving: false, built: false },
+    state: { ...state, phase: 'demoting', serving: false, built: false, checkpoint: null },
     plan: plan(
       'demote',
       commit({
@@ -259,162 +280,6 @@ export function demote(state: PairState, given: Given): Decision {
       { do: 'tear-primary' },
       { do: 'refuse-users', reason: null },
       dropLink('this side became the target'),
-    ),
-  };
-}
-
-// ---------------------------------------------------------------- secondary
-
-/** An older connection's requests have ended before a new session may bring any (pair.md 4). */
-export function becomeTarget(state: PairState, theirs: Session['theirs']): Decision {
-  const offered = theirs.handingOver;
-  const refuse = offered !== null && offered.id !== state.record.generation?.id ? offered.id : null;
-  return {
-    state: { ...state, phase: 'target', session: { theirs, agreed: true, handOverRefused: false }, refusal: null },
-    plan: plan(
-      'become-target',
-      { do: 'close-replication' },
-      // Durable before it is said: the other side serves again on the strength of it (pair.md 15).
-      refuse === null
-        ? []
-        : [commit({ refused: addRefused(state.record, refuse) }), send({ type: 'refused', id: refuse })],
-      { do: 'refuse-users', reason: null },
-      send({ type: 'target' }),
-    ),
-  };
-}
-
-export function openForSync(state: PairState, how: 'sync' | 'join', given: Given): Decision {
-  const incomplete: Partial<GroupRecord> =
-    how === 'sync' ? { role: 'secondary', store: 'incomplete', splitBrain: null } : { inStepMs: given.wallMs };
-  return {
-    state: { ...state, phase: 'syncing', asOfMs: null },
-    plan: plan(
-      'open-for-sync',
-      { do: 'close-replication' },
-      // Before the first byte that makes the disk a mixture; and before the primary may go on beyond a goodbye.
-      commit({ ...incomplete, latest: null, peer: peerOf(state) }),
-      { do: 'open-replication' },
-    ),
-  };
-}
-
-/** pair.md 13: all disks flushed, then mark lifted and id taken in one write, then said. */
-export function take(state: PairState, generation: Generation, ancestors: readonly string[], given: Given): Decision {
-  const own = state.record.generation?.id;
-  const foreign = own !== undefined && own !== generation.id && !ancestors.includes(own);
-  return {
-    state,
-    plan: plan(
-      'take',
-      { do: 'flush-own' },
-      commit({
-        generation,
-        // The own earlier id goes along where a person's decision made this side's data void.
-        ancestors: joinAncestors(ancestors, foreign ? [own] : []),
-        store: 'clean',
-        latest: null,
-        splitBrain: null,
-        inStepMs: given.wallMs,
-        peer: { name: state.self.peer, generation },
-      }),
-      send({ type: 'took', id: generation.id }),
-    ),
-  };
-}
-
-/** A session ended without a goodbye. The disks are made durable, and how far they reach is noted (pair.md 7). */
-export function detachSecondary(state: PairState, reason: string): Decision {
-  const asOfMs = state.asOfMs ?? state.record.inStepMs;
-  const note =
-    state.record.store === 'clean' &&
-    state.record.generation !== null &&
-    state.record.latest === null &&
-    asOfMs !== null
-      ? [commit({ latest: { asOfMs, goodbye: false } })]
-      : [];
-  return {
-    state: { ...state, phase: 'detaching', session: null },
-    plan: plan('detach-secondary', { do: 'close-replication' }, { do: 'flush-own' }, note, dropLink(reason)),
-  };
-}
-
-/** pair.md 14. `offered`: the generation of a switchover; `equal`: its two disks are. */
-export function promote(state: PairState, given: Given, offered: Generation | null, equal = true): Decision {
-  const { record } = state;
-  const unfinished = record.store === 'incomplete';
-  const base = unfinished ? { ...record, ancestors: [], generation: null } : record;
-  const opened = openGeneration({ ...base, peer: null }, offered?.id ?? given.id, {
-    ids: [],
-    number: record.generation?.number ?? 0,
-  });
-  return {
-    state: {
-      ...state,
-      phase: 'promoting',
-      // After a failover nothing is known of the other disk (pair.md 12, 16).
-      proof: offered === null || !equal ? null : { peers: [record.generation?.id ?? null], instance: null },
-      offered: null,
-      zeroBase: false,
-    },
-    plan: plan(
-      'promote',
-      { do: 'close-replication' },
-      { do: 'flush-own' },
-      commit({
-        ...opened,
-        role: 'primary',
-        store: 'clean',
-        promoting: 'latest',
-        aloneSince: given.wallMs,
-        latest: null,
-        splitBrain: null,
-        cleanStop: null,
-        peer: peerOf(state),
-      }),
-      offered === null ? [] : [send({ type: 'took-over', id: offered.id })],
-      finishPromotion(state),
-    ),
-  };
-}
-
-/** Steps (c) and (d) of a promotion; a start repeats them. */
-export function finishPromotion(state: PairState): Step[] {
-  return [
-    { do: 'build-primary' },
-    aloneMode(state),
-    { do: 'open-exports' },
-    commit({ promoting: null }),
-    dropLink('this side is primary now'),
-  ];
-}
-
-/** `resolve --keep` on the side that is kept: one write decides it, whether the other side is there or not. */
-export function keep(state: PairState, given: Given): Decision {
-  const { record } = state;
-  const other = state.peer;
-  const ids = [other?.generation?.id ?? record.splitBrain?.other ?? record.peer?.generation?.id ?? null];
-  const known = ids[0] !== null;
-  const number = other?.generation?.number ?? record.peer?.generation?.number ?? 0;
-  return {
-    state: { ...state, phase: 'promoting', proof: null, offered: null, zeroBase: false, refusal: null },
-    plan: plan(
-      'keep',
-      { do: 'close-replication' },
-      commit({
-        ...openGeneration(record, given.id, { ids: [...ids, ...(other?.ancestors ?? [])], number }),
-        role: 'primary',
-        store: 'clean',
-        promoting: state.serving ? null : 'latest',
-        handingOver: null,
-        cleanStop: null,
-        latest: null,
-        splitBrain: null,
-        aloneSince: record.aloneSince ?? given.wallMs,
-        overwrite: known ? null : state.self.peer,
-        peer: peerOf(state),
-      }),
-      finishPromotion(state),
     ),
   };
 }

@@ -4,12 +4,15 @@
  *   waiting -> going-alone -> alone -> (comparing) -> attaching -> copying -> settling -> closing -> in-step
  *      \-> joining -> in-step               any of these, when the link is lost: -> alone, or -> going-alone -> alone
  */
+
+import { madeThere } from './checkpoints.ts';
 import type { Decision, Given, PairState, Phase, Session, Step } from './pair-state.ts';
 import {
   aloneMode,
   aloneRecord,
   answer,
   answered,
+  askToSync,
   beginSync,
   canJoin,
   close,
@@ -41,7 +44,7 @@ function agreed(state: PairState, session: Session, given: Given): Decision {
   const next = { ...state, session: { ...session, agreed: true } };
   if (state.phase === 'alone') return beginSync(next, next.session);
   if (!canJoin(next, next.session)) return serveAlone(next, given, false);
-  return { state: { ...next, phase: 'joining' }, now: [send({ type: 'attach', how: 'join' })] };
+  return { state: { ...next, phase: 'joining' }, now: [send({ type: 'attach', how: 'join', bytes: 0 })] };
 }
 
 export const primaryRows: readonly Row[] = [
@@ -108,8 +111,11 @@ export const primaryRows: readonly Row[] = [
     (state) => {
       const theirs = state.session?.theirs;
       if (theirs === undefined) return stay(state);
-      const proof = { peers: [theirs.generation?.id ?? null], instance: theirs.instance };
-      return { state: { ...state, phase: 'attaching', proof }, now: [send({ type: 'attach', how: 'sync' })] };
+      const proof = { peers: [theirs.generation?.id ?? null], instance: theirs.instance, checkpoint: null };
+      return {
+        state: { ...state, phase: 'attaching', proof },
+        plan: plan('mark', askToSync),
+      };
     },
   ),
   row('attaching', 'failed mark', 'alone', 'a bitmap that cannot be marked proves nothing', (state, error) => ({
@@ -120,11 +126,14 @@ export const primaryRows: readonly Row[] = [
     'message attached',
     'copying',
     'connects, forwards, copies what is missing',
-    (state, { exports }) => {
+    (state, { exports, checkpoint, fresh }) => {
       const theirs = state.session?.theirs;
       if (theirs === undefined) return stay(state);
+      // Made for this sync: what may differ from the disk now may differ from it. An older one: only if that is known.
+      const goesBackTo = fresh || state.proof?.checkpoint === checkpoint ? checkpoint : null;
+      const proof = state.proof === null ? null : { ...state.proof, checkpoint: goesBackTo };
       return {
-        state: { ...state, phase: 'copying', refusal: null },
+        state: { ...state, phase: 'copying', refusal: null, proof },
         plan: plan(
           'copy',
           { do: 'attach', exports, theirs },
@@ -151,8 +160,8 @@ export const primaryRows: readonly Row[] = [
     'flushes wait for both; one flush proves; then the generation is offered',
     (state) => close(state),
   ),
-  row('closing', 'message took', 'closing', 'in step is made durable', (state, { id }) =>
-    id === state.record.generation?.id ? endSync(state, id) : stay(state),
+  row('closing', 'message took', 'closing', 'in step is made durable', (state, { id, checkpoint }, given) =>
+    id === state.record.generation?.id ? endSync(madeThere(state, checkpoint, 0, given), id, checkpoint) : stay(state),
   ),
   row('closing', 'done end-sync', 'in-step', 'from here on status says inSync', (state) => ({
     state: { ...state, phase: 'in-step', error: null, refusal: null },
@@ -250,11 +259,11 @@ export const primaryRows: readonly Row[] = [
     'in-step',
     ['retry', 'diverged'],
     'in-step',
-    'what is marked is sent again from what the local disk reads',
-    (state) => ({
-      state,
-      plan: plan('note', { do: 'start-copy', targetIsZero: false }),
-    }),
+    'what is marked is sent again from what the local disk reads; a checkpoint ends first',
+    (state) =>
+      state.checkpointing
+        ? { state, now: [{ do: 'retry-later' }] }
+        : { state, plan: plan('note', { do: 'start-copy', targetIsZero: false }) },
   ),
   row('in-step', 'copied', 'in-step', 'nothing is marked any more', (state) => ({ state: { ...state, error: null } })),
   row(

@@ -210,7 +210,7 @@ export class SyncWork {
     try {
       await this.#engine.execute('replication-sync', {
         node: `${disk}-replication`,
-        source: `${disk}-local`,
+        source: this.#disks.localOf(disk),
         'job-id': id,
         'target-is-zero': targetIsZero,
       });

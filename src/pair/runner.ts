@@ -21,7 +21,7 @@ const goodbyeMsMax = 2000;
 const retryMs = 1000;
 
 /** Steps that only wait for the other side: a plan that replaces theirs does not wait for them, it ends them. */
-const waitsForPeer: ReadonlySet<Step['do']> = new Set(['flush-remote', 'await-goodbye']);
+const waitsForPeer: ReadonlySet<Step['do']> = new Set(['flush-remote', 'await-goodbye', 'await-checkpoint']);
 
 export interface RunnerParts {
   readonly host: Host;
@@ -45,6 +45,10 @@ export class PairRunner {
   #stopped = false;
   #instance: string;
   #goodbye = deferred();
+  /** the other side has made the checkpoint of this request */
+  #checkpointed = { request: 0, made: deferred() };
+  /** names of the exports of the session, by disk */
+  #exports: Readonly<Record<string, string>> = {};
   /** resolves when the plan that runs is replaced */
   #replaced = deferred();
 
@@ -93,6 +97,10 @@ export class PairRunner {
     this.#goodbye.resolve();
   }
 
+  checkpointed(request: number): void {
+    if (request === this.#checkpointed.request) this.#checkpointed.made.resolve();
+  }
+
   /** No plan begins any more. */
   stop(): void {
     this.#stopped = true;
@@ -128,7 +136,8 @@ export class PairRunner {
   }
 
   async #step(step: Step): Promise<unknown> {
-    const { disks, work, group, host, config, link } = this.#parts;
+    const { disks, work, group, host, config, link, dispatch } = this.#parts;
+    const { overlays } = disks;
     switch (step.do) {
       case 'commit':
         return this.#commit(step.change);
@@ -150,6 +159,35 @@ export class PairRunner {
         return this.#openReplication();
       case 'close-replication':
         return disks.closeReplication();
+      case 'announce':
+        return this.#announce(step.fresh);
+      case 'ask-to-attach':
+        return link.send({ type: 'attach', how: step.how, bytes: await disks.missingBytes() });
+      case 'open-overlays':
+        return this.#openOverlays();
+      case 'drop-overlays':
+        await overlays.close();
+        return overlays.remove();
+      case 'check-space':
+        return overlays.checkSpace(step.bytes);
+      case 'keep-old':
+        return overlays.keep();
+      case 'checkpoint':
+        return this.#checkpoint(step);
+      case 'show-view':
+        return overlays.show();
+      case 'hide-view':
+        return overlays.hide();
+      case 'begin-takeover':
+        return overlays.beginTakeover();
+      case 'end-takeover':
+        return this.#endTakeover(step.change);
+      case 'promoted':
+        return dispatch({ type: 'promoted' });
+      case 'tell-checkpoint':
+        return this.#tellCheckpoint(step.request);
+      case 'await-checkpoint':
+        return this.#awaitCheckpoint();
       case 'attach':
         return disks.attach(step.exports, this.#replicationAddress(step.theirs));
       case 'detach':
@@ -210,10 +248,86 @@ export class PairRunner {
   }
 
   async #openReplication(): Promise<void> {
-    const { disks, host, link } = this.#parts;
+    const { disks, host } = this.#parts;
     const session = toHex(host.random.bytes(8));
-    const exports = await disks.openReplication(session, this.#instance);
-    link.send({ type: 'attached', exports });
+    this.#exports = await disks.openReplication(session, this.#instance);
+  }
+
+  #announce(fresh: boolean): void {
+    const { link, state } = this.#parts;
+    const checkpoint = state().record.checkpoint?.number ?? null;
+    link.send({ type: 'attached', exports: { ...this.#exports }, checkpoint, fresh });
+  }
+
+  // ------------------------------------------------------------ checkpoints
+
+  /** What is lost is said, and left behind: the next checkpoint is made of what the disks hold (record-log.md 8). */
+  async #openOverlays(): Promise<void> {
+    const { disks, state, log } = this.#parts;
+    const { record } = state();
+    const kept = record.checkpoint !== null;
+    const lost = await disks.overlays.open(record.epoch, kept);
+    if (lost === null) return;
+    if (record.store === 'resync' || record.promoting !== null) {
+      throw new BlockError('bad-image', `the last checkpoint is lost: ${lost}`);
+    }
+    if (kept) log('warn', `the last checkpoint is lost: ${lost}`);
+    await disks.overlays.close();
+    await disks.overlays.remove();
+    await this.#commit({ checkpoint: null, epoch: record.epoch + 1 });
+    await disks.overlays.open(record.epoch + 1, false);
+  }
+
+  /** One write: the number, the epoch that empties the overlays of all disks, and what else comes true with it. */
+  async #checkpoint({ change, ifChanged }: Extract<Step, { do: 'checkpoint' }>): Promise<void> {
+    const { disks, state, host, dispatch } = this.#parts;
+    const { record } = state();
+    if (ifChanged && record.checkpoint !== null) {
+      const held = [...(await disks.overlays.heldBytes()).values()];
+      if (held.every(({ hidden, active }) => hidden + active === 0)) return dispatch({ type: 'checkpoint-unchanged' });
+    }
+    const epoch = record.epoch + 1;
+    const number = record.checkpoints + 1;
+    await disks.overlays.checkpoint(epoch, async () => {
+      const checkpoint = { number, atMs: host.clock.wall() };
+      try {
+        await this.#commit({ ...change, epoch, checkpoint, checkpoints: number });
+      } catch (error) {
+        // It may stand in the file all the same: the state that goes on is written over it before anybody goes on.
+        await this.#commit({});
+        throw error;
+      }
+    });
+  }
+
+  async #endTakeover(change: Partial<GroupRecord>): Promise<void> {
+    const { disks, state } = this.#parts;
+    const epoch = state().record.epoch + 1;
+    await disks.overlays.endTakeover(epoch, () => this.#commit({ ...change, epoch, checkpoint: null }));
+  }
+
+  #tellCheckpoint(request: number | null): void {
+    const { state, host, link } = this.#parts;
+    const { checkpoint } = state();
+    if (checkpoint === null) return;
+    const ageMs = Math.max(0, host.clock.wall() - checkpoint.atMs);
+    link.send({ type: 'checkpointed', number: checkpoint.number, ageMs, request });
+  }
+
+  /** As long as a user may wait for the other side (pair.md 6). @throws BlockError timed-out */
+  async #awaitCheckpoint(): Promise<void> {
+    const { state, host, config } = this.#parts;
+    const { request } = state();
+    const made = deferred();
+    this.#checkpointed = { request, made };
+    const timer = host.clock.after(config.stallMsMax, () =>
+      made.reject(new BlockError('timed-out', `${config.peer.name} made no checkpoint within ${config.stallMsMax} ms`)),
+    );
+    try {
+      await made.promise;
+    } finally {
+      timer.cancel();
+    }
   }
 
   /** A wildcard is reached where the other side's supervisor is reached. */

@@ -5,20 +5,18 @@
  *   detached -> target -> syncing -> following        a lost session: -> detaching -> detached
  *                                    following, detached -> promoting -> (a primary's) alone
  */
-import type { Decision, PairState, Phase, Plan, Step } from './pair-state.ts';
+import type { Decision, FailoverTo, PairState, Phase, Plan, Step } from './pair-state.ts';
+import { answer, answered, commit, dropLink, plan, send } from './plans.ts';
 import {
-  answer,
-  answered,
-  commit,
   detachSecondary,
-  dropLink,
   finishPromotion,
+  makeCheckpoint,
   openForSync,
-  plan,
+  openIncomplete,
   promote,
-  send,
+  promoted,
   take,
-} from './plans.ts';
+} from './secondary-plans.ts';
 import { type Row, row } from './table.ts';
 
 const inSession = ['target', 'syncing', 'following'] as const satisfies readonly Phase[];
@@ -31,6 +29,25 @@ export const tellToStop: readonly Step[] = [send({ type: 'stop-serving' }), { do
 function lacksNote({ record, asOfMs }: PairState): boolean {
   const known = asOfMs !== null || record.inStepMs !== null;
   return known && record.store === 'clean' && record.generation !== null && record.latest === null;
+}
+
+/** Why this side's data is nothing to go on with, or null (pair.md 10, 11, 15). */
+export function unfit({ self, record }: PairState, to: FailoverTo): string | null {
+  const disks = Object.keys(record.disks).join(', ');
+  if (record.generation === null) return `${self.name} holds nothing yet (disks ${disks})`;
+  if (record.store === 'incomplete') {
+    return `disks ${disks} on ${self.name} are incomplete: an unfinished sync left a mixture of two states`;
+  }
+  if (to === 'checkpoint') return record.checkpoint === null ? `${self.name} has no checkpoint` : null;
+  if (record.store === 'clean') return null;
+  const back =
+    record.checkpoint === null ? '' : `; \`--to checkpoint\` goes back to checkpoint ${record.checkpoint.number}`;
+  return `disks ${disks} on ${self.name} are a mixture: a resync has not ended${back}`;
+}
+
+/** A mixture can be taken by force; a checkpoint that is not there cannot. */
+export function canBeForced({ to }: PairState): boolean {
+  return to === 'latest';
 }
 
 /** Opens the disks anew after a failure: what was not made durable is lost, and so this is another life (pair.md 4). */
@@ -49,8 +66,16 @@ export const secondaryRows: readonly Row[] = [
     'target',
     'message attach',
     'syncing',
-    'a sync: durably incomplete first; a join: has everything; then its exports open',
-    (state, { how }, given) => openForSync(state, how, given),
+    'a sync: durably `incomplete` first, or `resync` beside a checkpoint; a join: has all; then its exports open',
+    (state, { how, bytes }, given) => openForSync(state, how, bytes, given),
+  ),
+  row(
+    'syncing',
+    'failed open-keeping',
+    'syncing | detaching',
+    'the last checkpoint is given up; with `resync: keep-checkpoint` the resync is refused (pair.md 11)',
+    (state, error) =>
+      state.self.keepCheckpoint ? detachSecondary({ ...state, error }, error) : openIncomplete({ ...state, error }),
   ),
   row(
     'syncing',
@@ -65,7 +90,8 @@ export const secondaryRows: readonly Row[] = [
     'following',
     'a flush that the primary answers is durable here',
     (state, _, given) => ({
-      state: { ...state, phase: 'following', asOfMs: given.wallMs, error: null },
+      ...(state.self.overlays && state.record.checkpoint === null ? makeCheckpoint(state, null) : {}),
+      state: { ...state, phase: 'following', asOfMs: given.wallMs, error: null, checkpointFor: null },
     }),
   ),
   row(
@@ -129,8 +155,9 @@ export const secondaryRows: readonly Row[] = [
       // What the session was writing when it ended is durable by now, and may have changed what this side is.
       if (lacksNote(state)) return detachSecondary(state, 'the session ended');
       const next: PairState = { ...state, phase: 'detached' };
-      if (state.pending === 'failover' && state.record.store === 'incomplete' && !state.forced) {
-        return answered(next, 'a sync was beginning: this side is incomplete; `--force` takes it nevertheless');
+      const why = state.pending === 'failover' ? unfit(state, state.to) : null;
+      if (why !== null && !(state.forced && canBeForced(state))) {
+        return answered(next, `${why}; \`--force\` takes it nevertheless`);
       }
       if (state.pending === 'failover') return promote(next, given, null);
       return answered(next, 'the primary went away during the switchover: `failover` makes this side primary');
@@ -158,7 +185,7 @@ export const secondaryRows: readonly Row[] = [
     (state, _, given) => (state.pending === 'failover' ? promote(state, given, null) : stay(state)),
   ),
   row(
-    ['detached', 'target', 'syncing'],
+    ['detached', 'target', 'syncing', 'following'],
     'retry',
     'the same',
     'a forced failover: a primary that was busy is told again to stop',
@@ -176,11 +203,14 @@ export const secondaryRows: readonly Row[] = [
   ),
   row('following', 'message switch-refused', 'following', 'says why', (state, { reason }) => answered(state, reason)),
   row(
-    ['target', 'syncing', 'detached'],
+    ['target', 'syncing', 'following', 'detached'],
     'message stopped-serving',
     'promoting',
     'a forced failover goes on',
     (state, _, given) => (state.pending === 'failover' && state.forced ? promote(state, given, null) : stay(state)),
+  ),
+  row('promoting', 'promoted', 'promoting', 'serves; what it shows is still on its way into the disks', (state) =>
+    promoted({ ...state, serving: true, built: true, error: null, refusal: null }),
   ),
   row('promoting', ['done promote', 'done keep'], 'alone', 'serves', (state) => ({
     state: {
@@ -216,6 +246,6 @@ export const secondaryRows: readonly Row[] = [
   ),
   row('promoting', 'retry', 'promoting', 'finished (pair.md 14)', (state) => ({
     state,
-    plan: plan('promote', finishPromotion(state)),
+    plan: plan('promote', finishPromotion(state, state.record.promoting ?? 'latest')),
   })),
 ];

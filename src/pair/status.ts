@@ -4,9 +4,11 @@
 import type { HostClock, SocketAddress } from '../host/host.ts';
 import type { PairStatus } from '../qmp/schema/pair.ts';
 import type { QmpTarget } from '../qmp/target.ts';
+import type { Space } from './checkpoint-clock.ts';
 import { isWildcard, type PairConfig } from './config.ts';
 import { diskUri } from './disks.ts';
-import { type PairState, phases } from './pair-state.ts';
+import type { PairOverlays } from './overlays.ts';
+import { type FailoverTo, type PairState, phases } from './pair-state.ts';
 import type { SyncProgress } from './resync.ts';
 
 /** A row of `query-replication`, as far as it is shown. */
@@ -36,6 +38,8 @@ export interface StatusParts {
   readonly engine: QmpTarget;
   readonly clock: HostClock;
   readonly users: readonly SocketAddress[];
+  readonly overlays: PairOverlays;
+  readonly space: Space | null;
   readonly progress: () => Promise<SyncProgress | null>;
 }
 
@@ -47,7 +51,8 @@ const stalledMsMin = 1000;
 export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
   const { state, config, engine, clock, users } = parts;
   const { record } = state;
-  const [answered, progress] = await Promise.all([
+  const checkpoint = checkpointOf(state, clock.wall());
+  const [answered, progress, held] = await Promise.all([
     inTime(
       clock,
       Promise.all([
@@ -56,6 +61,7 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
       ]),
     ),
     inTime(clock, parts.progress()),
+    config.store === 'overlays' ? inTime(clock, parts.overlays.heldBytes()) : null,
   ]);
   const [rows, images] = answered ?? [new Map<string, FilterRow>(), new Map<string, DeviceInfo>()];
   const stalled = answered === null ? `the engine gives no answer within ${engineMsMax} ms: a disk may hang` : null;
@@ -77,9 +83,9 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
       forwardedBytes: row?.['forwarded-bytes'] ?? 0,
       lagBytes: (inSync ? row?.['window-bytes'] : row?.['may-differ-bytes']) ?? 0,
       missingBytes: row?.['missing-bytes'] ?? 0,
-      checkpoint: null,
-      hiddenBytes: 0,
-      activeBytes: 0,
+      checkpoint,
+      hiddenBytes: held?.get(disk.name)?.hidden ?? 0,
+      activeBytes: held?.get(disk.name)?.active ?? 0,
       aloneSince: record.aloneSince,
       store,
       io: image?.io ?? null,
@@ -103,8 +109,8 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
     generation: record.generation,
     forwardedBytes: sum((disk) => disk.forwardedBytes),
     lagBytes: sum((disk) => disk.lagBytes),
-    checkpoint: null,
-    space: null,
+    checkpoint,
+    space: record.role === 'secondary' && config.store === 'overlays' ? parts.space : null,
     aloneSince: record.role === 'primary' ? record.aloneSince : null,
     store,
     syncProgress: progress,
@@ -160,9 +166,18 @@ function latestAsOf(state: PairState): PairStatus['latestAsOf'] {
   return { ms: latest.asOfMs, goodbye: latest.goodbye, text };
 }
 
-/** For messages of a failover: how far this side reaches. */
-export function reach(state: PairState): string {
-  return latestAsOf(state)?.text ?? '';
+/** The last checkpoint: of this side, or of the other one as it told. */
+function checkpointOf({ record, checkpoint }: PairState, wallMs: number): PairStatus['checkpoint'] {
+  if (checkpoint === null || (record.role !== 'primary' && record.checkpoint === null)) return null;
+  return { number: checkpoint.number, ageMs: Math.max(0, wallMs - checkpoint.atMs) };
+}
+
+/** For messages of a failover: how far back the state goes that is served. `state`: before it. */
+export function reach(state: PairState, to: FailoverTo, wallMs: number): string {
+  if (to === 'latest') return latestAsOf(state)?.text ?? '';
+  const checkpoint = checkpointOf(state, wallMs);
+  if (checkpoint === null) return '';
+  return `back at checkpoint ${checkpoint.number}, ${(checkpoint.ageMs / 1000).toFixed(1)} s old when it was ordered`;
 }
 
 function storeOf(state: PairState): PairStatus['store'] {

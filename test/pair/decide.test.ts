@@ -2,64 +2,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { emptyRecord, type GroupRecord } from '../../src/pair/generation.ts';
+import type { GroupRecord } from '../../src/pair/generation.ts';
 import type { Hello, Message } from '../../src/pair/messages.ts';
 import { decide, transitionTable } from '../../src/pair/pair.ts';
-import {
-  type Decision,
-  initialState,
-  type PairEvent,
-  type PairState,
-  type Phase,
-  phases,
-  type Step,
-} from '../../src/pair/pair-state.ts';
+import { type Decision, type PairEvent, type PairState, type Phase, phases } from '../../src/pair/pair-state.ts';
+import { agreed, asked, asMirror, committed, given, idOf, on, stateIn, steps, theirs } from './machine.ts';
 
-const idOf = (number: number): string => number.toString(16).padStart(16, '0');
-const given = { wallMs: 1000, id: idOf(99) };
 let ids = 100;
-
-const theirs: Hello = {
-  type: 'hello',
-  program: 'blockstep',
-  versions: { min: 1, max: 1 },
-  volume: 'v',
-  name: 'beta',
-  role: 'secondary',
-  generation: { id: idOf(1), number: 1 },
-  ancestors: [],
-  store: 'clean',
-  blank: false,
-  disks: [],
-  instance: 'i1',
-  replication: { type: 'inet', host: 'beta', port: 1 },
-  uris: [],
-  aloneSince: null,
-  handingOver: null,
-  overwrite: null,
-};
-
-function stateIn(phase: Phase, more: Partial<PairState> = {}, record: Partial<GroupRecord> = {}): PairState {
-  const base = emptyRecord({ volume: 'v', name: 'alpha', role: 'primary', store: 'clean', disks: { d: 512 } });
-  const fresh = initialState({
-    self: { name: 'alpha', peer: 'beta', degraded: 'continue' },
-    record: { ...base, generation: { id: idOf(1), number: 1 }, ...record },
-    sequence: 5,
-    proof: null,
-    blank: false,
-    built: true,
-  });
-  return { ...fresh, phase, ...more };
-}
-
-const agreed = { theirs, agreed: true, handOverRefused: false };
-const asked = { ...agreed, agreed: false };
-const on = (state: PairState, event: PairEvent): Decision => decide(state, event, given);
-const steps = (decision: Decision): string[] =>
-  (decision.plan?.steps ?? []).map((step) => (step.do === 'set-mode' ? `mode ${step.mode}` : nameOf(step)));
-const nameOf = (step: Step): string => (step.do === 'send' ? `send ${step.message.type}` : step.do);
-const committed = (decision: Decision): Partial<GroupRecord>[] =>
-  (decision.plan?.steps ?? []).flatMap((step) => (step.do === 'commit' ? [step.change] : []));
 
 test('the table has a row for each phase, and every phase that it names exists', () => {
   const table = transitionTable();
@@ -76,7 +25,7 @@ test('the table has a row for each phase, and every phase that it names exists',
 
 test('every phase answers every command, or stops', () => {
   const commands = [
-    { name: 'failover', force: false },
+    { name: 'failover', force: false, to: null },
     { name: 'switch' },
     { name: 'resolve', keep: 'alpha' },
     { name: 'start-alone' },
@@ -111,7 +60,9 @@ test('pair 5, 7: in step, a lost link holds users, makes a new generation durabl
 });
 
 test('pair 7: degraded=stop refuses writes where it would go on alone', () => {
-  const state = stateIn('in-step', { self: { name: 'alpha', peer: 'beta', degraded: 'stop' } });
+  const state = stateIn('in-step', {
+    self: { name: 'alpha', peer: 'beta', degraded: 'stop', ...asMirror },
+  });
   assert.deepEqual(steps(on(state, { type: 'link-lost', reason: 'x' })).slice(0, 3), [
     'mode held',
     'commit',
@@ -141,17 +92,20 @@ test('pair 13: a primary that starts serves only after the other side agreed, in
 });
 
 test('pair 12: with the proof of a clean stop it connects, lifts the mark durably, and then opens its exports', () => {
-  const proof = { peers: [idOf(1)], instance: 'i0' };
+  const proof = { peers: [idOf(1)], instance: 'i0', checkpoint: null };
   const waiting = stateIn('waiting', { session: asked, proof });
   const asks = on(waiting, { type: 'message', message: { type: 'target' } });
   assert.equal(asks.state.phase, 'joining');
-  const decision = on(asks.state, { type: 'message', message: { type: 'attached', exports: { d: 'x' } } });
+  const decision = on(asks.state, {
+    type: 'message',
+    message: { type: 'attached', exports: { d: 'x' }, checkpoint: null, fresh: false },
+  });
   assert.deepEqual(steps(decision), ['mark', 'attach', 'commit', 'mode in-sync', 'open-exports', 'send in-step']);
   assert.equal(committed(decision)[0]?.cleanStop, null);
 });
 
 test('pair 12: no proof, no shortcut: what makes a compare necessary', () => {
-  const proof = { peers: [idOf(1)], instance: 'i1' };
+  const proof = { peers: [idOf(1)], instance: 'i1', checkpoint: null };
   const begin = (more: Partial<PairState>, other: Partial<Hello> = {}): Decision =>
     on(
       stateIn(
@@ -166,19 +120,26 @@ test('pair 12: no proof, no shortcut: what makes a compare necessary', () => {
     );
   assert.equal(begin({ proof: null }).state.phase, 'comparing');
   assert.equal(begin({ proof }, { generation: { id: idOf(7), number: 2 } }).state.phase, 'comparing');
-  assert.equal(begin({ proof: { peers: [null], instance: 'other' } }, { generation: null }).state.phase, 'comparing');
-  assert.deepEqual(steps(begin({ proof })), ['flush-own', 'send attach']);
+  assert.equal(
+    begin({ proof: { peers: [null], instance: 'other', checkpoint: null } }, { generation: null }).state.phase,
+    'comparing',
+  );
+  assert.deepEqual(steps(begin({ proof })), ['flush-own', 'ask-to-attach']);
   // Another life of the other side: all that is not proven is sent again (pair.md 4).
-  assert.deepEqual(steps(begin({ proof }, { instance: 'i2' })), ['mark', 'flush-own', 'send attach']);
+  assert.deepEqual(steps(begin({ proof }, { instance: 'i2', checkpoint: null })), [
+    'mark',
+    'flush-own',
+    'ask-to-attach',
+  ]);
   // A blank target gets everything, unless mayDiffer has counted from blank disks of our own.
   assert.deepEqual(steps(begin({ proof: null }, { generation: null, blank: true })), [
     'mark',
     'flush-own',
-    'send attach',
+    'ask-to-attach',
   ]);
   assert.deepEqual(steps(begin({ proof: null, zeroBase: true }, { generation: null, blank: true })), [
     'flush-own',
-    'send attach',
+    'ask-to-attach',
   ]);
 });
 
@@ -201,31 +162,36 @@ test('pair 13: the end of a sync: flushes wait for both, one flush proves, then 
   assert.deepEqual(steps(take), ['flush-own', 'commit', 'send took']);
   const [change] = committed(take);
   assert.deepEqual([change?.store, change?.generation?.id], ['clean', idOf(2)]);
-  const took = on(closing.state, { type: 'message', message: { type: 'took', id: idOf(1) } });
+  const took = on(closing.state, { type: 'message', message: { type: 'took', id: idOf(1), checkpoint: null } });
   assert.deepEqual(steps(took), ['commit', 'send in-step']);
   assert.equal(took.state.phase, 'closing', 'in step only once it is durable');
 });
 
 test('pair 7: degraded=stop: users are served only when the other side has durably taken the generation', () => {
-  const self = { name: 'alpha', peer: 'beta', degraded: 'stop' } as const;
+  const self = {
+    name: 'alpha',
+    peer: 'beta',
+    degraded: 'stop',
+    ...asMirror,
+  } as const;
   const settling = stateIn('settling', { session: agreed, self }, { aloneSince: 5 });
   const closing = on(settling, { type: 'message', message: { type: 'flushed' } });
   assert.deepEqual(steps(closing), ['flush-remote', 'send sync-end']);
-  const took = on(closing.state, { type: 'message', message: { type: 'took', id: idOf(1) } });
+  const took = on(closing.state, { type: 'message', message: { type: 'took', id: idOf(1), checkpoint: null } });
   assert.deepEqual(steps(took), ['commit', 'mode in-sync', 'send in-step']);
 });
 
 test('pair 10, 11: a target is durably incomplete before its exports open', () => {
   const target = stateIn('target', { session: agreed }, { role: 'secondary' });
-  const decision = on(target, { type: 'message', message: { type: 'attach', how: 'sync' } });
-  assert.deepEqual(steps(decision), ['close-replication', 'commit', 'open-replication']);
+  const decision = on(target, { type: 'message', message: { type: 'attach', how: 'sync', bytes: 0 } });
+  assert.deepEqual(steps(decision), ['close-replication', 'commit', 'open-replication', 'announce']);
   assert.equal(committed(decision)[0]?.store, 'incomplete');
 });
 
 test('pair 14: a failover closes and flushes, makes role and generation durable, then serves, then is over', () => {
   const decision = on(stateIn('detached', {}, { role: 'secondary' }), {
     type: 'command',
-    command: { name: 'failover', force: false },
+    command: { name: 'failover', force: false, to: null },
   });
   assert.deepEqual(steps(decision), [
     'close-replication',
@@ -318,10 +284,17 @@ test('pair 13: a hello made before the group file changed decides nothing', () =
 });
 
 test('pair 18: a clean stop in step: users gone, flushed, let go, bitmaps and mark, goodbye', () => {
-  const stop = on(stateIn('in-step', { session: agreed, serving: true, proof: { peers: [idOf(1)], instance: 'i1' } }), {
-    type: 'command',
-    command: { name: 'stop' },
-  });
+  const stop = on(
+    stateIn('in-step', {
+      session: agreed,
+      serving: true,
+      proof: { peers: [idOf(1)], instance: 'i1', checkpoint: null },
+    }),
+    {
+      type: 'command',
+      command: { name: 'stop' },
+    },
+  );
   assert.deepEqual(steps(stop), ['refuse-users', 'begin-close-exports']);
   assert.deepEqual(steps(on(stop.state, { type: 'exports-closed' })), [
     'flush-remote',
@@ -345,9 +318,9 @@ test('pair 7, 13: whatever happens in whatever order, nobody is answered alone b
     { type: 'target' },
     { type: 'flush' },
     { type: 'flushed' },
-    { type: 'attach', how: 'sync' },
-    { type: 'attached', exports: { d: 'x' } },
-    { type: 'took', id: idOf(1) },
+    { type: 'attach', how: 'sync', bytes: 0 },
+    { type: 'attached', exports: { d: 'x' }, checkpoint: null, fresh: false },
+    { type: 'took', id: idOf(1), checkpoint: null },
     { type: 'in-step' },
     { type: 'switch-request' },
     { type: 'hand-over', generation: { id: idOf(8), number: 2 } },
@@ -359,8 +332,8 @@ test('pair 7, 13: whatever happens in whatever order, nobody is answered alone b
     { type: 'sync-end', generation: { id: idOf(8), number: 2 }, ancestors: [] },
   ] as const;
   const commands = [
-    { name: 'failover', force: false },
-    { name: 'failover', force: true },
+    { name: 'failover', force: false, to: null },
+    { name: 'failover', force: true, to: null },
     { name: 'switch' },
     { name: 'resolve', keep: 'alpha' },
     { name: 'start-alone' },

@@ -11,7 +11,14 @@ const id = '0000000000000001';
 function secondary(more: Partial<PairState>, store: 'clean' | 'incomplete'): PairState {
   const base = emptyRecord({ volume: 'v', name: 'beta', role: 'secondary', store, disks: { d: 512 } });
   const fresh = initialState({
-    self: { name: 'beta', peer: 'alpha', degraded: 'continue' },
+    self: {
+      name: 'beta',
+      peer: 'alpha',
+      degraded: 'continue',
+      overlays: false,
+      lockStep: false,
+      keepCheckpoint: false,
+    },
     record: { ...base, generation: { id, number: 1 } },
     sequence: 5,
     proof: null,
@@ -31,6 +38,9 @@ const primary = {
   generation: { id, number: 1 },
   ancestors: [],
   store: 'clean',
+  overlays: false,
+  checkpoint: null,
+  rolledBack: false,
   blank: false,
   disks: [],
   instance: 'f1',
@@ -49,7 +59,7 @@ test('pair 15: a forced failover tells a busy primary again to stop, and goes on
     { phase: 'detached', connected: true, peer: { ...primary, ancestors: [], disks: [], uris: [] } },
     'incomplete',
   );
-  const asked = on(state, { type: 'command', command: { name: 'failover', force: true } });
+  const asked = on(state, { type: 'command', command: { name: 'failover', force: true, to: null } });
   assert.deepEqual(asked.now?.map(nameOf), ['send stop-serving', 'retry-later']);
   const again = on(asked.state, { type: 'retry', phase: 'detached' });
   assert.deepEqual(again.now?.map(nameOf), ['send stop-serving', 'retry-later']);

@@ -76,6 +76,8 @@ test('pair 7: degraded=stop: no success while the secondary is away, compared or
     await pair.until(() => insistent.successes > 20);
     pair.kill('beta');
     await pair.until(() => pair.phase('alpha') === 'alone');
+    // Answers that are on their way.
+    await pair.world.runFor(50);
     const before = insistent.successes;
     await pair.world.runFor(300);
     assert.equal(insistent.successes, before);

@@ -5,7 +5,9 @@ import { z } from 'zod';
 import { defineCommand, defineEvent } from '../command.ts';
 import { id, noArguments, nodeName, nothing, size } from './common.ts';
 
-export const linkMode = z.enum(['held', 'alone', 'syncing', 'in-sync', 'refusing']).meta({ id: 'ReplicationLinkMode' });
+export const linkMode = z
+  .enum(['held', 'alone', 'syncing', 'in-sync', 'barrier', 'refusing'])
+  .meta({ id: 'ReplicationLinkMode' });
 
 const stage = z.enum(['none', 'running', 'failover', 'failover-failed', 'done']).meta({ id: 'ReplicationStage' });
 const replicationMode = z.enum(['primary', 'secondary']).meta({ id: 'ReplicationMode' });
@@ -129,8 +131,8 @@ export const replicationSchema = [
   defineCommand({
     name: 'replication-set-mode',
     summary:
-      'Sets the one mode of all nodes with on-link-down=hold. `syncing` and `in-sync` need all of them connected, ' +
-      '`in-sync` also that none misses anything.',
+      'Sets the one mode of all nodes with on-link-down=hold. `syncing`, `in-sync` and `barrier` need all of them ' +
+      'connected, the last two also that none misses anything.',
     arguments: z.strictObject({ mode: linkMode }),
     returns: nothing,
   }),

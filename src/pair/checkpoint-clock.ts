@@ -1,0 +1,123 @@
+/**
+ * When checkpoints are made (pair.md 20): by the clock, early where the store has little space left, and on command.
+ * At most one command is under way; those that come meanwhile share the next one, which holds what was answered before
+ * any of them.
+ */
+import type { Host, HostTimer } from '../host/host.ts';
+import type { PairConfig } from './config.ts';
+import type { PairOverlays } from './overlays.ts';
+
+/** ms between two looks at the space that is left */
+const spaceMs = 1000;
+/** bytes below which a checkpoint is made early, because it gives back what the overlays hold */
+const lowBytes = 256 * 2 ** 20;
+
+export interface CheckpointHandlers {
+  /** The clock of a secondary that is in step. */
+  due(): void;
+  /** Makes one on command; resolves with what is told. */
+  ask(): Promise<string>;
+  isFollowing(): boolean;
+  warn(message: string): void;
+}
+
+/** The space of the overlays, bytes. */
+export interface Space {
+  readonly freeBytes: number;
+  /** if every block is written between two checkpoints, or in one resync */
+  readonly wantedBytes: number;
+  readonly warning: string | null;
+}
+
+export class CheckpointClock {
+  /** as last seen; null: not looked yet, or the system does not say */
+  space: Space | null = null;
+  readonly #host: Host;
+  readonly #config: PairConfig;
+  readonly #overlays: PairOverlays;
+  readonly #handlers: CheckpointHandlers;
+  readonly #timers = new Set<HostTimer>();
+  #running: Promise<string> | null = null;
+  #next: Promise<string> | null = null;
+  #stopped = false;
+
+  constructor(host: Host, config: PairConfig, overlays: PairOverlays, handlers: CheckpointHandlers) {
+    this.#host = host;
+    this.#config = config;
+    this.#overlays = overlays;
+    this.#handlers = handlers;
+    if (config.store !== 'overlays') return;
+    const { checkpointMs } = config;
+    if (checkpointMs !== null) this.#every(checkpointMs, () => Promise.resolve(this.#due()));
+    this.#every(spaceMs, () => this.#lookAtSpace());
+    void this.#lookAtSpace().catch(() => undefined);
+  }
+
+  /** A checkpoint that holds everything that was answered before this call. */
+  ask(): Promise<string> {
+    if (this.#running === null) return this.#run();
+    this.#next ??= this.#running
+      .catch(() => undefined)
+      .then(() => {
+        this.#next = null;
+        return this.#run();
+      });
+    return this.#next;
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    for (const timer of this.#timers) timer.cancel();
+    this.#timers.clear();
+  }
+
+  #run(): Promise<string> {
+    const running = this.#handlers.ask();
+    this.#running = running;
+    const ended = (): void => {
+      if (this.#running === running) this.#running = null;
+    };
+    running.then(ended, ended);
+    return running;
+  }
+
+  #every(ms: number, what: () => Promise<void>): void {
+    const tick = (): void => {
+      const timer = this.#host.clock.after(ms, () => {
+        this.#timers.delete(timer);
+        const again = (): void => {
+          if (!this.#stopped) tick();
+        };
+        what().then(again, again);
+      });
+      this.#timers.add(timer);
+    };
+    tick();
+  }
+
+  #due(): void {
+    if (this.#handlers.isFollowing()) this.#handlers.due();
+  }
+
+  async #lookAtSpace(): Promise<void> {
+    const { overlays, disks, mode } = this.#config;
+    const freeBytes = await this.#host.files.freeBytes(overlays.folder);
+    if (freeBytes === null || this.#stopped) return;
+    const held = [...(await this.#overlays.heldBytes()).values()];
+    const heldBytes = held.reduce((sum, { hidden, active }) => sum + hidden + active, 0);
+    const wantedBytes = disks.reduce((sum, { size }) => sum + size, 0) * (mode === 'lock-step' ? 2 : 1);
+    const warning = spaceWarning(overlays.folder, freeBytes + heldBytes, wantedBytes);
+    if (warning !== null && this.space?.warning == null) this.#handlers.warn(warning);
+    this.space = { freeBytes, wantedBytes, warning };
+    if (freeBytes < lowBytes && heldBytes > 0) this.#due();
+  }
+}
+
+function spaceWarning(folder: string, availableBytes: number, wantedBytes: number): string | null {
+  if (availableBytes >= wantedBytes) return null;
+  const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(2)} GiB`;
+  return (
+    `${folder}: ${gib(availableBytes)} for the overlays, which take up to ${gib(wantedBytes)} if everything is ` +
+    'written between two checkpoints or in a resync: the checkpoint is given up where it does not fit'
+  );
+}

@@ -1,0 +1,181 @@
+/**
+ * The rows of checkpoints (pair.md 20 to 22). The secondary makes and numbers them, by its clock or when the primary
+ * says that everything which was answered before has arrived; a command on either side goes to the primary first.
+ *
+ *     clock                 S: checkpoint, then says so
+ *     command, lock-step    S asks P -> P: (barrier) flush -> P tells S -> S: checkpoint, says so -> P: (writes go on)
+ *
+ * In lock-step what may differ is cleared by that flush, and S may go back behind it until it has the new checkpoint:
+ * so from the flush until S has said the number there is no proof for a S that went back (`Proof.checkpoint`).
+ */
+import type { Checkpoint, Decision, Given, PairState, Phase, Proof, Step } from './pair-state.ts';
+import { answer, goAlone, plan, send } from './plans.ts';
+import { makeCheckpoint } from './secondary-plans.ts';
+import { type Row, row } from './table.ts';
+
+const stay = (state: PairState): Decision => ({ state });
+
+/** Primary: the last checkpoint of the other side, as it told. */
+export function madeThere(state: PairState, number: number | null, ageMs: number, given: Given): PairState {
+  const checkpoint: Checkpoint | null = number === null ? null : { number, atMs: given.wallMs - ageMs };
+  return { ...state, checkpoint };
+}
+
+/** Primary: begins one that is wanted, once nothing else is under way. */
+export function beginWanted(decision: Decision): Decision {
+  const { state } = decision;
+  if (!state.checkpointWanted || state.checkpointing || state.phase !== 'in-step' || state.plan !== null)
+    return decision;
+  const { lockStep } = state.self;
+  const request = state.request + 1;
+  const begun: PairState = {
+    ...state,
+    plan: 'checkpoint',
+    request,
+    checkpointing: true,
+    checkpointWanted: false,
+    askedThere: false,
+    asked: state.asked === 'waiting' ? 'running' : state.asked,
+    proof: lockStep ? goingBackTo(state.proof, null) : state.proof,
+  };
+  return {
+    ...decision,
+    state: begun,
+    plan: plan(
+      'checkpoint',
+      lockStep ? [{ do: 'set-mode', mode: 'barrier' }] : [],
+      { do: 'flush-remote', proven: false },
+      send({ type: 'checkpoint', request, asked: state.askedThere }),
+      { do: 'await-checkpoint' },
+      endBarrier(begun),
+    ),
+  };
+}
+
+/** Writers of a barrier go on. A plan that takes the place of a checkpoint's begins with it. */
+export function endBarrier({ self, checkpointing }: PairState): Step[] {
+  return self.lockStep && checkpointing ? [{ do: 'set-mode', mode: 'in-sync' }] : [];
+}
+
+/** Whoever waits for a checkpoint is told when it cannot come about any more. */
+export function settleAsked(decision: Decision): Decision {
+  const { state } = decision;
+  if (checkpointPhases.has(state.phase)) return decision;
+  if (state.asked === 'no' && !state.checkpointing && !state.checkpointWanted && !state.askedThere) return decision;
+  const settled: PairState = {
+    ...state,
+    asked: 'no',
+    checkpointing: false,
+    checkpointWanted: false,
+    askedThere: false,
+  };
+  const error = state.error ?? 'the two sides are not in step any more';
+  const now = state.asked === 'no' ? [] : [answer('checkpoint', error)];
+  return { ...decision, state: settled, now: [...(decision.now ?? []), ...now] };
+}
+
+const checkpointPhases: ReadonlySet<Phase> = new Set(['in-step', 'following'] satisfies Phase[]);
+
+function goingBackTo(proof: Proof | null, checkpoint: number | null): Proof | null {
+  return proof === null ? null : { ...proof, checkpoint };
+}
+
+/** The command that waited for this one is answered. */
+function answerAsked(state: PairState, error: string | null): Decision {
+  if (state.asked !== 'running') return { state };
+  const text = `checkpoint ${state.checkpoint?.number}`;
+  return { state: { ...state, asked: 'no' }, now: [answer('checkpoint', error, error === null ? text : '')] };
+}
+
+const refused = (state: PairState): string => {
+  if (!state.self.overlays) return 'a mirror has no checkpoints (`store: overlays` keeps them)';
+  return `a checkpoint needs both sides in step (${state.self.name}: ${state.phase})`;
+};
+
+const primaryCheckpoints: readonly Row[] = [
+  row('in-step', 'message checkpoint-request', 'in-step', 'as a command here', (state) => ({
+    state: { ...state, checkpointWanted: true, askedThere: true },
+  })),
+  row('in-step', 'message checkpointed', 'in-step', 'noted', (state, { number, ageMs, request }, given) => {
+    const next = madeThere(state, number, ageMs, given);
+    const isOurs = state.checkpointing && request === state.request;
+    return { state: isOurs && state.self.lockStep ? { ...next, proof: goingBackTo(state.proof, number) } : next };
+  }),
+  row('closing', 'message checkpointed', 'closing', 'noted', (state, { number, ageMs }, given) =>
+    stay(madeThere(state, number, ageMs, given)),
+  ),
+  row('in-step', 'done checkpoint', 'in-step', 'answered', (state) =>
+    answerAsked({ ...state, checkpointing: false }, null),
+  ),
+  row('in-step', 'message checkpoint-failed', 'in-step', 'the other side could not: writers go on', (state, failed) => {
+    if (!state.checkpointing || failed.request !== state.request) return stay(state);
+    const told = answerAsked({ ...state, checkpointing: false }, failed.reason);
+    return { ...told, plan: plan('end-checkpoint', endBarrier(state)) };
+  }),
+  row(
+    'in-step',
+    ['failed checkpoint', 'failed end-checkpoint'],
+    'going-alone',
+    'the other side did not make it in time: as a link that is lost (pair.md 6)',
+    (state, error, given) => goAlone({ ...state, error }, given, error),
+  ),
+];
+
+const secondaryCheckpoints: readonly Row[] = [
+  row(
+    'following',
+    'checkpoint-due',
+    'following',
+    'makes one; in lock-step the primary is asked for it; joins one that is under way',
+    (state) => {
+      if (!state.self.overlays || state.plan !== null) return stay(state);
+      return state.self.lockStep ? { state, now: [send({ type: 'checkpoint-request' })] } : makeCheckpoint(state, null);
+    },
+  ),
+  row('following', 'message checkpoint', 'following', 'makes one', (state, { request, asked }) =>
+    makeCheckpoint({ ...state, asked: asked && state.asked === 'waiting' ? 'running' : state.asked }, request),
+  ),
+  row(
+    'following',
+    'checkpoint-unchanged',
+    'following',
+    'nothing was written: the last one is as good',
+    (state, _, given) => {
+      const { checkpoint } = state.record;
+      return stay(checkpoint === null ? state : { ...state, checkpoint: { ...checkpoint, atMs: given.wallMs } });
+    },
+  ),
+  row('following', 'done checkpoint', 'following', 'answered', (state) => answerAsked({ ...state, error: null }, null)),
+  row('following', 'failed checkpoint', 'following', 'says so; all is as before', (state, error) => {
+    const told = answerAsked({ ...state, error }, error);
+    if (state.checkpointFor === null) return told;
+    const failed = send({ type: 'checkpoint-failed', request: state.checkpointFor, reason: error });
+    return { ...told, now: [failed, ...(told.now ?? [])] };
+  }),
+];
+
+const commands: readonly Row[] = [
+  row('in-step', 'command checkpoint', 'in-step', 'everything answered before goes into it', (state) =>
+    state.session?.theirs.overlays === true
+      ? { state: { ...state, asked: 'waiting', checkpointWanted: true } }
+      : { state, now: [answer('checkpoint', `${state.self.peer} is a mirror: it has no checkpoints`)] },
+  ),
+  row('following', 'command checkpoint', 'following', 'asks the primary', (state) =>
+    state.self.overlays
+      ? { state: { ...state, asked: 'waiting' }, now: [send({ type: 'checkpoint-request' })] }
+      : { state, now: [answer('checkpoint', refused(state))] },
+  ),
+];
+
+/** @param rest the phases in which a checkpoint is refused */
+export function checkpointRows(rest: readonly Phase[]): readonly Row[] {
+  return [
+    ...primaryCheckpoints,
+    ...secondaryCheckpoints,
+    ...commands,
+    row(rest, 'command checkpoint', 'the same', 'refused', (state) => ({
+      state,
+      now: [answer('checkpoint', refused(state))],
+    })),
+  ];
+}

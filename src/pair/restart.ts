@@ -1,0 +1,81 @@
+/**
+ * What a start makes of the overlays that it finds (record-log.md 8, 9): nothing is rolled back by itself unless the
+ * disk is a mixture, or belongs to no state of a machine; a checkpoint that is lost is never passed off as one.
+ */
+import type { PairConfig } from './config.ts';
+import type { GroupFile, GroupRecord } from './generation.ts';
+import type { PairOverlays } from './overlays.ts';
+
+/**
+ * - `keep`: the overlays lead back to the last checkpoint; both it and the latest write are offered
+ * - `roll-back`: the disks become the last checkpoint
+ * - `give-up`: there is none that can be told
+ * - `none`: there is nothing to look at
+ */
+export type Restart = 'keep' | 'roll-back' | 'give-up' | 'none';
+
+export function restartOf(record: GroupRecord, config: Pick<PairConfig, 'store' | 'mode'>): Restart {
+  if (record.role === 'primary') return record.promoting === 'checkpoint' ? 'keep' : 'none';
+  if (record.checkpoint === null) return record.store === 'resync' ? 'give-up' : 'none';
+  // What is a mirror from now on has no overlays that anybody would look after.
+  if (config.store === 'mirror') return 'give-up';
+  if (record.store === 'resync') return 'roll-back';
+  return config.mode === 'lock-step' && record.store === 'clean' && !record.rolledBack ? 'roll-back' : 'keep';
+}
+
+/** The record without its checkpoint: the latest write stays, if the disk is not a mixture without the overlays. */
+export function givenUp(record: GroupRecord, config: Pick<PairConfig, 'mode'>): Partial<GroupRecord> {
+  const without = { checkpoint: null, epoch: record.epoch + 1, rolledBack: false };
+  if (record.promoting === 'checkpoint') {
+    // The way back had begun: neither state is there any more, and the new generation stands for nothing.
+    return { ...without, role: 'secondary', promoting: null, store: 'incomplete', generation: null, ancestors: [] };
+  }
+  const mixture = record.store === 'resync' || (config.mode === 'lock-step' && record.store === 'clean');
+  return mixture ? { ...without, store: 'incomplete' } : without;
+}
+
+/** @returns the record as it is durable afterwards */
+export async function settleOverlays(
+  overlays: PairOverlays,
+  config: PairConfig,
+  group: GroupFile,
+  record: GroupRecord,
+  warn: (message: string) => void,
+): Promise<GroupRecord> {
+  const commit = async (change: Partial<GroupRecord>): Promise<GroupRecord> => {
+    const next = { ...record, ...change };
+    await group.commit(next);
+    return next;
+  };
+  const giveUp = async (why: string): Promise<GroupRecord> => {
+    warn(`the last checkpoint is lost: ${why}`);
+    const next = await commit(givenUp(record, config));
+    await overlays.close();
+    await overlays.remove();
+    return next;
+  };
+  switch (restartOf(record, config)) {
+    case 'none':
+      return record;
+    case 'give-up':
+      return giveUp('the store is a mirror now');
+    case 'keep': {
+      const lost = await overlays.open(record.epoch, true);
+      return lost === null ? record : giveUp(lost);
+    }
+    case 'roll-back': {
+      const lost = await overlays.rollBack(record.epoch);
+      if (lost !== null) return giveUp(lost);
+      const { checkpoint } = record;
+      warn(`went back to checkpoint ${checkpoint?.number}: ${rolledBackWhy(record)}`);
+      const latest = checkpoint === null ? null : { asOfMs: checkpoint.atMs, goodbye: false };
+      const next = await commit({ store: 'clean', rolledBack: true, epoch: record.epoch + 1, latest });
+      await overlays.open(next.epoch, true);
+      return next;
+    }
+  }
+}
+
+function rolledBackWhy({ store }: GroupRecord): string {
+  return store === 'resync' ? 'a resync had not ended' : 'in lock-step later writes belong to no state of a machine';
+}

@@ -1,0 +1,291 @@
+/**
+ * The plans of a secondary: how it begins to receive, takes a generation, ends a session, becomes primary. What is
+ * durable stands before what depends on it, and the comment at each plan says what would be lost otherwise.
+ */
+import { addRefused, type Generation, type GroupRecord, joinAncestors, openGeneration } from './generation.ts';
+import type { Decision, FailoverTo, Given, PairState, Session, Step } from './pair-state.ts';
+import { aloneMode, answer, commit, dropLink, peerOf, plan, send } from './plans.ts';
+
+const checkpoint = (change: Partial<GroupRecord>): Step => ({ do: 'checkpoint', change, ifChanged: false });
+
+/** These steps, where this side keeps checkpoints. */
+const onOverlays = ({ self }: PairState, ...steps: readonly Step[]): readonly Step[] => (self.overlays ? steps : []);
+
+/** What makes the overlays of all disks empty, in the write that it is a part of (record-log.md 8). */
+function emptied(state: PairState): Partial<GroupRecord> {
+  return { epoch: state.record.epoch + 1, checkpoint: null, rolledBack: false };
+}
+
+/** An older connection's requests have ended before a new session may bring any (pair.md 4). */
+export function becomeTarget(state: PairState, theirs: Session['theirs']): Decision {
+  const offered = theirs.handingOver;
+  const refuse = offered !== null && offered.id !== state.record.generation?.id ? offered.id : null;
+  return {
+    state: { ...state, phase: 'target', session: { theirs, agreed: true, handOverRefused: false }, refusal: null },
+    plan: plan(
+      'become-target',
+      { do: 'close-replication' },
+      // Durable before it is said: the other side serves again on the strength of it (pair.md 15).
+      refuse === null
+        ? []
+        : [commit({ refused: addRefused(state.record, refuse) }), send({ type: 'refused', id: refuse })],
+      { do: 'refuse-users', reason: null },
+      send({ type: 'target' }),
+    ),
+  };
+}
+
+// ---------------------------------------------------------------- receiving
+
+/** The exports open, for a sync of `bytes` or for a join; what is durable before, each says itself. */
+export function openForSync(state: PairState, how: 'sync' | 'join', bytes: number, given: Given): Decision {
+  const { record, self } = state;
+  const next: PairState = { ...state, phase: 'syncing', asOfMs: null };
+  if (how === 'join') return joinOpened(next, given);
+  const keepsData = self.overlays && record.store !== 'incomplete' && record.generation !== null;
+  return keepsData ? openKeeping(next, bytes) : openIncomplete(next);
+}
+
+/** Both disks are equal. What is kept goes on to lead to the last checkpoint. */
+function joinOpened(state: PairState, given: Given): Decision {
+  return {
+    state,
+    plan: plan(
+      'open-for-sync',
+      { do: 'close-replication' },
+      onOverlays(state, { do: 'open-overlays' }),
+      // Before the primary may go on beyond a goodbye.
+      commit({ inStepMs: given.wallMs, latest: null, rolledBack: false, peer: peerOf(state) }),
+      { do: 'open-replication' },
+      onOverlays(state, { do: 'keep-old' }),
+      { do: 'announce', fresh: false },
+    ),
+  };
+}
+
+/**
+ * A resync beside the last checkpoint (pair.md 11). A standby's is a new one, of the state that is found: it is
+ * consistent, and nothing has to be kept for an older one. In lock-step the last one stays: the state that is found
+ * belongs to no state of a machine. While `resync` stands the disk is a mixture, and the checkpoint stays, too.
+ */
+function openKeeping(state: PairState, bytes: number): Decision {
+  const { record, self } = state;
+  const change: Partial<GroupRecord> = {
+    role: 'secondary',
+    store: 'resync',
+    latest: null,
+    splitBrain: null,
+    rolledBack: false,
+    peer: peerOf(state),
+  };
+  const keepsLast = record.store === 'resync' || (self.lockStep && record.checkpoint !== null);
+  return {
+    state,
+    plan: plan(
+      'open-keeping',
+      { do: 'close-replication' },
+      { do: 'open-overlays' },
+      { do: 'check-space', bytes },
+      { do: 'open-replication' },
+      { do: 'keep-old' },
+      // Before the first byte that makes the disk a mixture.
+      keepsLast ? commit(change) : checkpoint(change),
+      { do: 'show-view' },
+      { do: 'announce', fresh: !keepsLast },
+    ),
+  };
+}
+
+/** There is no checkpoint, or it is given up: the disk is written directly (pair.md 10, 11). */
+export function openIncomplete(state: PairState): Decision {
+  return {
+    state,
+    plan: plan(
+      'open-for-sync',
+      { do: 'close-replication' },
+      onOverlays(state, { do: 'hide-view' }, { do: 'refuse-users', reason: null }),
+      // Before the first byte that makes the disk a mixture.
+      commit({
+        ...emptied(state),
+        role: 'secondary',
+        store: 'incomplete',
+        splitBrain: null,
+        latest: null,
+        peer: peerOf(state),
+      }),
+      onOverlays(state, { do: 'drop-overlays' }),
+      { do: 'open-replication' },
+      { do: 'announce', fresh: false },
+    ),
+  };
+}
+
+/**
+ * pair.md 13: all disks flushed, then mark lifted and id taken in one write, then said. With overlays that write is a
+ * checkpoint: the closing one of a resync, or the first.
+ */
+export function take(state: PairState, generation: Generation, ancestors: readonly string[], given: Given): Decision {
+  const own = state.record.generation?.id;
+  const foreign = own !== undefined && own !== generation.id && !ancestors.includes(own);
+  const change: Partial<GroupRecord> = {
+    generation,
+    // The own earlier id goes along where a person's decision made this side's data void.
+    ancestors: joinAncestors(ancestors, foreign ? [own] : []),
+    store: 'clean',
+    latest: null,
+    splitBrain: null,
+    inStepMs: given.wallMs,
+    peer: { name: state.self.peer, generation },
+  };
+  const { overlays } = state.self;
+  return {
+    state,
+    plan: plan(
+      'take',
+      { do: 'flush-own' },
+      overlays ? [{ do: 'open-overlays' }, { do: 'keep-old' }, checkpoint(change)] : [commit(change)],
+      send({ type: 'took', id: generation.id, checkpoint: overlays ? state.record.checkpoints + 1 : null }),
+      onOverlays(state, { do: 'show-view' }),
+    ),
+  };
+}
+
+/** One write makes it true for all disks (pair.md 22); then it is said. `request`: the primary's that it answers. */
+export function makeCheckpoint(state: PairState, request: number | null): Decision {
+  return {
+    state: { ...state, checkpointFor: request },
+    plan: plan(
+      'checkpoint',
+      { do: 'checkpoint', change: {}, ifChanged: request === null },
+      {
+        do: 'tell-checkpoint',
+        request,
+      },
+    ),
+  };
+}
+
+/** A session ended without a goodbye. The disks are made durable, and how far they reach is noted (pair.md 7). */
+export function detachSecondary(state: PairState, reason: string): Decision {
+  const asOfMs = state.asOfMs ?? state.record.inStepMs;
+  const note =
+    state.record.store === 'clean' &&
+    state.record.generation !== null &&
+    state.record.latest === null &&
+    asOfMs !== null
+      ? [commit({ latest: { asOfMs, goodbye: false } })]
+      : [];
+  return {
+    state: { ...state, phase: 'detaching', session: null },
+    plan: plan('detach-secondary', { do: 'close-replication' }, { do: 'flush-own' }, note, dropLink(reason)),
+  };
+}
+
+// ---------------------------------------------------------------- becoming primary
+
+/**
+ * pair.md 14. `offered`: the generation of a switchover, which is to the latest; `equal`: its two disks are.
+ */
+export function promote(state: PairState, given: Given, offered: Generation | null, equal = true): Decision {
+  const { record } = state;
+  const to: FailoverTo = offered === null ? state.to : 'latest';
+  // A mixture descends from nothing. While `resync` stands only the latest is one.
+  const unfinished = record.store === 'incomplete' || (record.store === 'resync' && to === 'latest');
+  const base = unfinished ? { ...record, ancestors: [], generation: null } : record;
+  const opened = openGeneration({ ...base, peer: null }, offered?.id ?? given.id, {
+    ids: [],
+    number: record.generation?.number ?? 0,
+  });
+  const change: Partial<GroupRecord> = {
+    ...opened,
+    role: 'primary',
+    store: 'clean',
+    promoting: to,
+    aloneSince: given.wallMs,
+    latest: null,
+    splitBrain: null,
+    cleanStop: null,
+    peer: peerOf(state),
+  };
+  const next: PairState = {
+    ...state,
+    phase: 'promoting',
+    // After a failover nothing is known of the other disk (pair.md 12, 16).
+    proof:
+      offered === null || !equal ? null : { peers: [record.generation?.id ?? null], instance: null, checkpoint: null },
+    offered: null,
+    zeroBase: false,
+  };
+  return {
+    state: next,
+    plan: plan(
+      'promote',
+      { do: 'close-replication' },
+      onOverlays(state, { do: 'hide-view' }),
+      { do: 'flush-own' },
+      // The latest write is what the disks hold: what leads back from it is emptied in the same write.
+      commit(to === 'latest' ? { ...change, ...emptied(state) } : change),
+      offered === null ? [] : [send({ type: 'took-over', id: offered.id })],
+      finishPromotion(next, to),
+    ),
+  };
+}
+
+/** Steps (c) and (d) of a promotion; a start repeats them. */
+export function finishPromotion(state: PairState, to: FailoverTo): Step[] {
+  const serve: Step[] = [{ do: 'build-primary' }, aloneMode(state), { do: 'open-exports' }];
+  const gone = dropLink('this side is primary now');
+  if (to === 'latest') {
+    return [...onOverlays(state, { do: 'drop-overlays' }), ...serve, commit({ promoting: null }), gone];
+  }
+  return [
+    { do: 'open-overlays' },
+    { do: 'begin-takeover' },
+    ...serve,
+    { do: 'promoted' },
+    // Users are served; a crash before this write repeats all of it (record-log.md 10).
+    { do: 'end-takeover', change: { promoting: null } },
+    gone,
+  ];
+}
+
+/** `resolve --keep` on the side that is kept: one write decides it, whether the other side is there or not. */
+export function keep(state: PairState, given: Given): Decision {
+  const { record } = state;
+  const other = state.peer;
+  const ids = [other?.generation?.id ?? record.splitBrain?.other ?? record.peer?.generation?.id ?? null];
+  const known = ids[0] !== null;
+  const number = other?.generation?.number ?? record.peer?.generation?.number ?? 0;
+  // The disk of an unfinished resync is a mixture: what is kept is its checkpoint.
+  const to: FailoverTo = record.store === 'resync' ? 'checkpoint' : 'latest';
+  const change: Partial<GroupRecord> = {
+    ...openGeneration(record, given.id, { ids: [...ids, ...(other?.ancestors ?? [])], number }),
+    role: 'primary',
+    store: 'clean',
+    promoting: state.serving ? null : to,
+    handingOver: null,
+    cleanStop: null,
+    latest: null,
+    splitBrain: null,
+    aloneSince: record.aloneSince ?? given.wallMs,
+    overwrite: known ? null : state.self.peer,
+    peer: peerOf(state),
+  };
+  return {
+    state: { ...state, phase: 'promoting', proof: null, offered: null, zeroBase: false, refusal: null },
+    plan: plan(
+      'keep',
+      { do: 'close-replication' },
+      onOverlays(state, { do: 'hide-view' }),
+      commit(to === 'latest' ? { ...change, ...emptied(state) } : change),
+      finishPromotion(state, to),
+    ),
+  };
+}
+
+/** The command that waits for a promotion is answered: users are served. */
+export function promoted(state: PairState): Decision {
+  if (state.pending === null) return { state };
+  const now = [answer(state.pending, null, `${state.self.name} is primary`)];
+  return { state: { ...state, pending: null, forced: false }, now };
+}

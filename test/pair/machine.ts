@@ -1,0 +1,61 @@
+/** States, hellos and plans in short, for tests of the decisions. */
+import { emptyRecord, type GroupRecord } from '../../src/pair/generation.ts';
+import type { Hello } from '../../src/pair/messages.ts';
+import { decide } from '../../src/pair/pair.ts';
+import {
+  type Decision,
+  initialState,
+  type PairEvent,
+  type PairState,
+  type Phase,
+  type Step,
+} from '../../src/pair/pair-state.ts';
+
+export const asMirror = { overlays: false, lockStep: false, keepCheckpoint: false } as const;
+export const idOf = (number: number): string => number.toString(16).padStart(16, '0');
+export const given = { wallMs: 1000, id: idOf(99) };
+
+export const theirs: Hello = {
+  type: 'hello',
+  program: 'blockstep',
+  versions: { min: 1, max: 1 },
+  volume: 'v',
+  name: 'beta',
+  role: 'secondary',
+  generation: { id: idOf(1), number: 1 },
+  ancestors: [],
+  store: 'clean',
+  overlays: false,
+  checkpoint: null,
+  rolledBack: false,
+  blank: false,
+  disks: [],
+  instance: 'i1',
+  replication: { type: 'inet', host: 'beta', port: 1 },
+  uris: [],
+  aloneSince: null,
+  handingOver: null,
+  overwrite: null,
+};
+
+export function stateIn(phase: Phase, more: Partial<PairState> = {}, record: Partial<GroupRecord> = {}): PairState {
+  const base = emptyRecord({ volume: 'v', name: 'alpha', role: 'primary', store: 'clean', disks: { d: 512 } });
+  const fresh = initialState({
+    self: { name: 'alpha', peer: 'beta', degraded: 'continue', ...asMirror },
+    record: { ...base, generation: { id: idOf(1), number: 1 }, ...record },
+    sequence: 5,
+    proof: null,
+    blank: false,
+    built: true,
+  });
+  return { ...fresh, phase, ...more };
+}
+
+export const agreed = { theirs, agreed: true, handOverRefused: false };
+export const asked = { ...agreed, agreed: false };
+export const on = (state: PairState, event: PairEvent): Decision => decide(state, event, given);
+export const steps = (decision: Decision): string[] =>
+  (decision.plan?.steps ?? []).map((step) => (step.do === 'set-mode' ? `mode ${step.mode}` : nameOf(step)));
+export const nameOf = (step: Step): string => (step.do === 'send' ? `send ${step.message.type}` : step.do);
+export const committed = (decision: Decision): Partial<GroupRecord>[] =>
+  (decision.plan?.steps ?? []).flatMap((step) => (step.do === 'commit' ? [step.change] : []));
