@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { PairConfig } from '../../src/pair/config.ts';
-import { PairWorld } from './pair-world.ts';
+import { PairWorld, sideNames } from './pair-world.ts';
 
 /** alpha served alone, holds data, and was killed. */
 async function withData(seed: number): Promise<PairWorld> {
@@ -86,7 +86,7 @@ test('pair 13: another volume, other disks: both sides say why they do not pair'
   const pair = await withData(7);
   await pair.start('alpha');
   await pair.start('beta', { volume: 'other' });
-  await pair.until(() => pair.side('alpha').daemon.state.refusal?.includes('volume') === true);
+  await pair.until(() => sideNames.every((side) => pair.side(side).daemon.state.refusal?.includes('volume') === true));
   assert.match((await pair.status('beta')).notice ?? '', /alpha replicates volume "vol", beta volume "other"/);
   assert.equal((await pair.status('alpha')).serving, false);
 });
