@@ -42,7 +42,10 @@ export class Drains {
       }
       // From the top down: what a window above still sends is settled below after it.
       const tops = upward(vertex);
-      for (const each of downward(tops)) await each.node.settle?.();
+      for (const each of downward(tops)) {
+        const settling = each.node.settle?.();
+        if (settling !== undefined) await settling;
+      }
     } catch (error) {
       end();
       throw error;

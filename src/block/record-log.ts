@@ -46,6 +46,8 @@ export class RecordLog {
   failed: BlockError | null = null;
   /** Why records that should be there are not, or may not be; nothing is appended until all are dropped. */
   lost: string | null = null;
+  /** This opening has changed the file. */
+  changed = false;
 
   private readonly file: LogFile;
   private readonly hash: Hash64;
@@ -56,8 +58,6 @@ export class RecordLog {
   private readonly store: SuperblockStore;
   /** of the superblock as it is written next */
   private clean: boolean;
-  /** this opening has changed the file */
-  private changed = false;
   /** the lives that count; the last one is appended to while `appending` */
   private lives: Life[];
   private appending = false;
@@ -410,7 +410,7 @@ export class RecordLog {
     const isFirst = !this.changed;
     this.changed = true;
     return this.store.inTurn(async () => {
-      await before;
+      if (before !== undefined) await before;
       if (this.failed !== null) throw this.failed;
       try {
         // What was found at the opening, the newer superblock among it, may be nowhere but in the page cache; so may

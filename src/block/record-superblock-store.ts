@@ -40,8 +40,10 @@ export class SuperblockStore {
 
   private async writeCopy(content: Superblock, mustSync: boolean): Promise<void> {
     const next = { ...content, sequence: this.current.sequence + 1 };
-    await this.space.need(superblockAreaBytes);
-    await this.file.write(superblockPosition(next.sequence), encodeSuperblock(this.hash, next));
+    const room = this.space.need(superblockAreaBytes);
+    if (room !== undefined) await room;
+    const written = this.file.write(superblockPosition(next.sequence), encodeSuperblock(this.hash, next));
+    if (written !== undefined) await written;
     if (mustSync) await this.file.flush();
     this.current = next;
   }

@@ -62,20 +62,23 @@ export interface Readable {
   read(offset: number, into: Uint8Array): Done;
 }
 
+const encoder = new TextEncoder();
+
 /** Encodes one copy. */
 export function encodeSuperblock(hash: Hash64, superblock: Superblock): Uint8Array {
-  const json = new TextEncoder().encode(JSON.stringify(superblock));
-  if (json.length > superblockBytes - headBytes) {
-    throw new BlockError('no-space', `the superblock of a record log would need ${json.length + headBytes} bytes`);
+  const json = JSON.stringify(superblock);
+  // Of a character that is no ASCII there is more than one byte.
+  const bytes = new Uint8Array(alignUp(headBytes + 3 * json.length));
+  const { written } = encoder.encodeInto(json, bytes.subarray(headBytes));
+  if (written > superblockBytes - headBytes) {
+    throw new BlockError('no-space', `the superblock of a record log would need ${written + headBytes} bytes`);
   }
-  const bytes = new Uint8Array(alignUp(json.length + headBytes));
   const view = viewOf(bytes);
   view.setUint32(0, magic);
   view.setUint32(4, formatVersion);
-  view.setUint32(8, json.length);
-  bytes.set(json, headBytes);
-  view.setBigUint64(16, hash(bytes.subarray(headBytes, headBytes + json.length), BigInt(formatVersion)));
-  return bytes;
+  view.setUint32(8, written);
+  view.setBigUint64(16, hash(bytes.subarray(headBytes, headBytes + written), BigInt(formatVersion)));
+  return bytes.subarray(0, alignUp(headBytes + written));
 }
 
 /**

@@ -37,8 +37,8 @@ export class LogSync {
   }
 
   /** Ends when the appends that are under way now have ended, well or badly. */
-  async underWay(): Promise<void> {
-    await Promise.allSettled([...this.pending]);
+  underWay(): Done {
+    return this.pending.size === 0 ? undefined : Promise.allSettled([...this.pending]).then(() => undefined);
   }
 
   /** Somebody else has made it durable up to here. */
@@ -59,7 +59,8 @@ export class LogSync {
     this.waiting = null;
     if (this.failed !== null) throw this.failed;
     const upTo = begin();
-    if (this.pending.size > 0) return this.run(this.underWay().then(this.flush), upTo);
+    const appending = this.underWay();
+    if (appending !== undefined) return this.run(appending.then(this.flush), upTo);
     const done = attempt(this.flush);
     if (done !== undefined) return this.run(done, upTo);
     this.raise(upTo);

@@ -136,8 +136,8 @@ export class FileNode implements DriverNode {
     this.checkLength(file);
   }
 
-  async settle(): Promise<void> {
-    await this.ranges.settled();
+  settle(): Done {
+    return this.ranges.idle ? undefined : this.ranges.settled();
   }
 
   async resize(length: number): Promise<void> {

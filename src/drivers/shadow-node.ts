@@ -321,15 +321,16 @@ export class Shadow implements DriverNode, Epochal {
   // ---------------------------------------------------------------- emptying and the rest
 
   /** Raises the overlay's own epoch. Nothing is under way in this node: its caller has drained it. */
-  async makeEmpty(): Promise<void> {
+  makeEmpty(): Done {
     if (this.belongsToGroup) {
       throw new BlockError('wrong-state', 'the overlay belongs to a group: it is emptied together with the others');
     }
     const { log } = this;
+    const dropsRecords = log.lost !== null || log.usedBytes > this.reuseBytes;
+    // No record is of this epoch: it may go on. (The first time shows that the file can be written.)
+    if (!dropsRecords && log.changed && log.failed === null && this.index.size === 0) return undefined;
     const user = this.userData(this.epoch + 1);
-    if (log.lost !== null || log.usedBytes > this.reuseBytes) await log.dropAll(user);
-    else await log.setUser(user);
-    this.forget(this.epoch + 1);
+    return (dropsRecords ? log.dropAll(user) : log.setUser(user)).then(() => this.forget(this.epoch + 1));
   }
 
   emptyAt(epoch: number): void {
@@ -358,8 +359,16 @@ export class Shadow implements DriverNode, Epochal {
     return (needs & permissionBits.write) === 0 ? undefined : this.log.markUnclean();
   }
 
-  async settle(): Promise<void> {
-    while (!this.lock.idle || (this.compaction !== null && this.compaction.running !== null)) {
+  settle(): Done {
+    return this.isQuiet ? undefined : this.settleLater();
+  }
+
+  private get isQuiet(): boolean {
+    return this.lock.idle && (this.compaction === null || this.compaction.running === null);
+  }
+
+  private async settleLater(): Promise<void> {
+    while (!this.isQuiet) {
       await this.lock.settled();
       await this.compaction?.running;
     }

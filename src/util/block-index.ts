@@ -10,23 +10,22 @@ import { BlockError } from './errors.ts';
 
 const free = -1;
 const regionBlocks = 4096;
+/** slots of an index that holds anything, a power of two */
+const slotsMin = 1024;
 /** the most slots that an index may have: 1 GiB of memory, for 50 million blocks */
 const slotsMax = 2 ** 26;
 
+const noKeys = new Float64Array(1).fill(free);
+const noValues = new Float64Array(1);
+
 export class BlockIndex {
-  private keys: Float64Array;
-  private values: Float64Array;
-  private mask: number;
+  // One free slot, of all that hold nothing: an index costs nothing until it is used.
+  private keys = noKeys;
+  private values = noValues;
+  private mask = 0;
   private used = 0;
   private readonly regions = new Set<number>();
   private lastRegion = -1;
-
-  /** @param capacity slots to begin with, a power of two */
-  constructor(capacity = 1024) {
-    this.keys = new Float64Array(capacity).fill(free);
-    this.values = new Float64Array(capacity);
-    this.mask = capacity - 1;
-  }
 
   /** How many blocks it holds. */
   get size(): number {
@@ -113,9 +112,10 @@ export class BlockIndex {
   private grow(): void {
     const { keys, values } = this;
     if (keys.length >= slotsMax) throw new BlockError('no-memory', `an index holds ${this.used} blocks and is full`);
-    this.keys = new Float64Array(keys.length * 2).fill(free);
-    this.values = new Float64Array(keys.length * 2);
-    this.mask = this.keys.length - 1;
+    const slots = Math.max(slotsMin, keys.length * 2);
+    this.keys = new Float64Array(slots).fill(free);
+    this.values = new Float64Array(slots);
+    this.mask = slots - 1;
     for (let old = 0; old < keys.length; old++) {
       const block = keys[old] ?? free;
       if (block === free) continue;

@@ -308,6 +308,8 @@ test('failure: active or hidden cannot be emptied: the checkpoint fails, running
     const top = await side.client('d-top');
     await side.start();
     await fill(s, 0, 65536, 2);
+    // An overlay that holds nothing need not be emptied.
+    await fill(top, 65536, 4096, 3);
     await fault(side, file, { operation: 'write' });
     await assert.rejects(side.checkpoint(), /injected EIO/);
     assert.deepEqual([await side.stage(), (await side.row()).error], ['running', null]);
