@@ -224,7 +224,7 @@ class QuorumNode implements DriverNode {
     offset: number,
     length: number,
   ): Promise<void> {
-    // At once, not when all are done: the others may take as long as their link does. A flush stands for the whole disk:
+    // At once, not when all are done: that may take as long as a link does. A flush stands for the whole disk:
     // of every write since the last one it is open whether the child that decides has it.
     if (this.fifo) results[0]?.catch(() => this.tellSiblings(children, offset, length));
     const outcomes = await Promise.allSettled(results);

@@ -122,7 +122,7 @@ export class PairWorld {
   /** A broken promise that was found while time passed: a test fails with it. */
   failure: unknown = null;
 
-  /** At its promotion its disks must hold what it is answerable for; after a switchover that proved it, both are equal. */
+  /** At its promotion its disks must hold what it is answerable for; after a proven switchover both are equal. */
   #lookAtPromoted(side: SideName, id: string): void {
     const other = this.sides.get(otherSide(side))?.daemon.state.record;
     try {
