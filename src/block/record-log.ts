@@ -89,7 +89,7 @@ export class RecordLog {
     this.random = random;
     this.options = options;
     this.clean = superblock.clean;
-    this.space = new LogSpace(file, options.growBytes);
+    this.space = new LogSpace(file, options.growBytes, options.durable);
     this.store = new SuperblockStore(file, this.space, hash, superblock);
     this.syncs = new LogSync(
       () => file.flush(),

@@ -1,8 +1,8 @@
 /**
  * The file that a record log is kept in: made longer ahead of need, and shorter in the background.
  *
- * Invariant: what is below `room` was written once (record-log.md 5: a write there changes no metadata of the file),
- * and no zeroes are written there any more: records stand only there.
+ * Invariant: where the log is synced, what is below `room` was written once (record-log.md 5: a write there changes no
+ * metadata of the file), and no zeroes are written there any more: records stand only there.
  */
 import { BlockError } from '../util/errors.ts';
 import { type Deferred, type Done, deferred } from '../util/later.ts';
@@ -30,6 +30,7 @@ export class LogSpace {
   room: number;
   private readonly file: LogFile;
   private readonly growBytes: number;
+  private readonly fills: boolean;
   private resizing: Promise<void> | null = null;
   /** it could not be made longer ahead of need: it is tried again when there is need */
   private tight = false;
@@ -38,10 +39,14 @@ export class LogSpace {
   private progress: Deferred | null = null;
   private stopped = false;
 
-  /** @param growBytes how far ahead of need */
-  constructor(file: LogFile, growBytes: number) {
+  /**
+   * @param growBytes how far ahead of need
+   * @param fills what is new is written with zeroes: not where nothing is synced
+   */
+  constructor(file: LogFile, growBytes: number, fills: boolean) {
     this.file = file;
     this.growBytes = growBytes;
+    this.fills = fills;
     this.room = file.length;
   }
 
@@ -126,6 +131,10 @@ export class LogSpace {
   private async grow(target: number): Promise<void> {
     const length = Math.max(target, this.wanted);
     if (this.file.length < length) await this.file.resize(length);
+    if (!this.fills) {
+      this.room = Math.max(this.room, length);
+      return;
+    }
     const zeroes = new Uint8Array(zeroesBytes);
     while (this.room < length && !(this.stopped && this.room >= this.wanted)) {
       const step = zeroes.subarray(0, Math.min(zeroes.length, length - this.room));

@@ -25,7 +25,7 @@ function growingFile(): LogFile & { written: number } {
 
 test('a need is met as soon as there is room for it, while the file is still being made longer', async () => {
   const file = growingFile();
-  const space = new LogSpace(file, 16 * mebi);
+  const space = new LogSpace(file, 16 * mebi, true);
   await Promise.all([space.need(4096), space.need(mebi + 1), space.need(4096)]);
   assert.ok(file.written > mebi, 'there is room for the largest');
   assert.ok(file.written < 4 * mebi, `waited for ${file.written} bytes of 16 MiB`);
@@ -34,10 +34,19 @@ test('a need is met as soon as there is room for it, while the file is still bei
 
 test('needs that come together make the file longer one after the other', async () => {
   const file = growingFile();
-  const space = new LogSpace(file, 65536);
+  const space = new LogSpace(file, 65536, true);
   for (let end = 4096; end < 3 * mebi; end += 300_000) {
     await Promise.all([space.need(end), space.need(end + 200_000), space.need(end + 100_000)]);
     assert.ok(space.room >= end + 200_000 && space.room <= file.length);
   }
+  await space.stop();
+});
+
+test('where nothing is synced no zeroes are written: the file is only made longer', async () => {
+  const file = growingFile();
+  const space = new LogSpace(file, 16 * mebi, false);
+  await space.need(4096);
+  assert.ok(space.room >= 4096 && space.room <= file.length);
+  assert.equal(file.written, 0);
   await space.stop();
 });
