@@ -24,7 +24,10 @@ export const fileOptions = {
   aio: z
     .enum(['threads', 'native', 'io_uring'])
     .default('threads')
-    .describe('as QEMU takes it; `io` decides here how requests are made. native needs cache.direct=on'),
+    .describe(
+      'taken for the sake of QEMU’s command lines; all three do the same here, no io_uring is used: `io` decides ' +
+        'whether requests are made at once or on threads. native needs cache.direct=on, as there',
+    ),
   'aio-max-batch': z.int().nonnegative().optional().describe('accepted, changes nothing'),
   'drop-cache': z.boolean().optional().describe('accepted, changes nothing'),
 } as const;
