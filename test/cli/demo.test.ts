@@ -25,6 +25,9 @@ async function readPattern(uri: string, pattern: number, offset: number, length:
 
 const inSync = (entry: Entry): boolean => entry.inSync === true;
 const uriOf = (entry: Entry): string => entry.uri ?? assert.fail(`no URI: ${JSON.stringify(entry)}`);
+const checkpointOf = (entry: Entry): { number: number; ageMs: number } =>
+  (entry.checkpoint as { number: number; ageMs: number } | null) ??
+  assert.fail(`no checkpoint: ${JSON.stringify(entry)}`);
 const pidOf = (entry: Entry): number => entry.pid ?? assert.fail(`no process: ${JSON.stringify(entry)}`);
 
 test('killed -9, failed over, started again: every flushed byte stays, and so do the roles', async (t) => {
@@ -60,8 +63,8 @@ test('killed -9, failed over, started again: every flushed byte stays, and so do
   const target = await pair.until('a', 'the target, in sync', inSync);
   assert.equal(target.role, 'secondary');
   await pair.until('b', 'in sync', inSync);
-  const refused = await run('qemu-io', ['-f', 'raw', '-r', '-c', 'read 0 512', uriOf(target)]);
-  assert.notEqual(refused.code, 0);
+  const refused = await run('qemu-io', ['-f', 'raw', '-c', 'write 0 512', uriOf(target)]);
+  assert.notEqual(refused.code, 0, 'what the target shows is read-only');
   assert.match(demo.stdout(), /a died \(SIGKILL\)/);
 
   demo.kill('SIGINT');
@@ -77,6 +80,43 @@ test('killed -9, failed over, started again: every flushed byte stays, and so do
   const home = await pair.until('a', 'the primary again', (entry) => entry.role === 'primary');
   await readPattern(uriOf(home), 0xb2, 600 * mebibyte, mebibyte);
   await readPattern(uriOf(home), 0xa1, 512 * mebibyte, mebibyte);
+});
+
+test('pair 16, 17, 21: read the checkpoint, fail over to it, and the old primary becomes it too', async (t) => {
+  const pair = await TestPair.make(t);
+  await pair.configure();
+  // No clock: what is compared below is the state of the command.
+  for (const name of ['a', 'b']) await pair.edit(name, 'peer:\n', 'checkpoint: off\npeer:\n');
+  const demo = await pair.demo();
+  const first = await pair.until('a', 'in sync', inSync);
+  await writePattern(uriOf(first), 0x11, 0, 2 * mebibyte);
+  const made = await pair.command('checkpoint');
+  assert.equal(made.code, 0, made.stderr);
+  assert.match(made.stdout, /^checkpoint \d+/);
+  await writePattern(uriOf(first), 0x22, mebibyte, mebibyte);
+
+  const offered = await pair.entry('b');
+  assert.equal(`checkpoint ${checkpointOf(offered).number}`, /^checkpoint \d+/.exec(made.stdout)?.[0]);
+  await readPattern(uriOf(offered), 0x11, 0, 2 * mebibyte);
+  await readPattern(uriOf(first), 0x22, mebibyte, mebibyte);
+  assert.match(demo.stdout(), /b serves the last checkpoint, read-only \(for backups\): {2}nbd:/);
+
+  process.kill(pidOf(first), 'SIGKILL');
+  await pair.until('a', 'gone', (entry) => entry.role === undefined);
+  const failover = await pair.command('failover', '--to', 'checkpoint');
+  assert.equal(failover.code, 0, failover.stderr);
+  assert.match(failover.stdout, /\nb serves nbd:/);
+  await readPattern(uriOf(offered), 0x11, 0, 2 * mebibyte);
+  await writePattern(uriOf(offered), 0x33, 4 * mebibyte, mebibyte);
+
+  await pair.run('a');
+  const target = await pair.until('a', 'the target, in sync', inSync);
+  assert.equal(target.role, 'secondary');
+  const switched = await pair.command('switch');
+  assert.equal(switched.code, 0, switched.stderr);
+  const home = await pair.until('a', 'the primary again', (entry) => entry.role === 'primary');
+  await readPattern(uriOf(home), 0x11, 0, 2 * mebibyte);
+  await readPattern(uriOf(home), 0x33, 4 * mebibyte, mebibyte);
 });
 
 test('pair 18: Ctrl-C stops the primary first, then the secondary, both cleanly', async (t) => {
@@ -112,13 +152,16 @@ test('status --json has every promised member, and the table is for people', asy
   const entry = entries.find((one) => one.name === 'a') ?? assert.fail('a is missing');
   const promised = ['name', 'role', 'pid', 'uri', 'connected', 'inSync', 'generation', 'forwardedBytes', 'lagBytes'];
   for (const member of [...promised, 'checkpoint', 'aloneSince', 'error']) assert(member in entry, member);
-  assert.equal(entry.checkpoint, null);
+  const { number, ageMs } = checkpointOf(
+    await pair.until('b', 'keeping a checkpoint', (one) => one.checkpoint !== null),
+  );
+  assert(number >= 1 && ageMs >= 0);
   assert.equal(entry.error, null);
   const table = await pair.command('status');
   assert.equal(table.code, 0);
   assert.match(table.stdout, /^NAME +ROLE +STATE/);
   assert.match(table.stdout, /^a +primary +in sync/m);
-  assert.match(table.stdout, /^b +secondary +in sync/m);
+  assert.match(table.stdout, /^b +secondary +in sync +clean +\d+ +\d+, [\d.]+ \w+ ago /m);
 
   const second = await pair.command('demo');
   assert.equal(second.code, 3);
