@@ -35,6 +35,7 @@ import {
   type MarkRequest,
   type ReplicationBitmap,
 } from '../block/link-group.ts';
+import { LinkPace, stallShare } from '../block/link-pace.ts';
 import { type WriteFlags, writeFlags } from '../block/node.ts';
 import { isRange } from '../util/bytes.ts';
 import { BlockError } from '../util/errors.ts';
@@ -43,7 +44,7 @@ import type { LinkOptions, ReplicationLink } from './replication-link.ts';
 import type { ReplicationMarks } from './replication-marks.ts';
 import { MissingBlocks } from './replication-missing.ts';
 import { StallWatch } from './replication-stall.ts';
-import { ReplicationStream, type StreamOwner } from './replication-stream.ts';
+import { pieceBytes, ReplicationStream, type StreamOwner } from './replication-stream.ts';
 
 /** A user that waits for the next mode. */
 interface Parked extends DirtyRange {
@@ -65,7 +66,10 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
   private readonly options: LinkOptions;
   private readonly door: ChildDoor;
   private readonly marks: ReplicationMarks;
+  /** of those who wait for an answer */
   private readonly stall: StallWatch;
+  /** of those who wait for room, or behind them */
+  private readonly lineStall: StallWatch;
   private child: Child | null = null;
   /** why the connection of `child` is of no use any more; null while it is */
   private broken: string | null = null;
@@ -85,9 +89,9 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
     this.options = options;
     this.door = door;
     this.marks = marks;
-    this.stall = new StallWatch(context.host.clock, options.stallMsMax, () =>
-      this.linkBroke(`no answer within ${options.stallMsMax} ms`),
-    );
+    const stalled = (): void => this.linkBroke(`no answer within ${options.stallMsMax} ms`);
+    this.stall = new StallWatch(context.host.clock, options.stallMsMax, stalled);
+    this.lineStall = new StallWatch(context.host.clock, options.stallMsMax, stalled);
   }
 
   // ------------------------------------------------------------ users
@@ -136,7 +140,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
       case 'in-sync': {
         if (this.options.acknowledge === 'local') return undefined;
         const done = this.openStream().flush();
-        return done === undefined ? undefined : this.orInNextMode(done, () => this.flush());
+        return done === undefined ? undefined : this.stall.watch(done).catch(() => this.flush());
       }
       case 'refusing':
         throw this.refuse(0, 0);
@@ -158,12 +162,13 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
     const early = fits && !fua && !(waits && this.options.acknowledge === 'remote');
     const sentFlags = (flags & writeFlags.noHole) | (fua ? writeFlags.fua : 0);
     const done = stream.write(offset, length, from, sentFlags, early);
-    return done === undefined ? undefined : this.orInNextMode(done, () => this.write(offset, length, from, flags));
+    if (done === undefined) return undefined;
+    // The wait is bounded; if the link breaks under it, the write is asked again in the next mode.
+    return this.lineStall.watch(done).catch(() => this.write(offset, length, from, flags));
   }
 
-  /** A wait for the other side: bounded, and if the link breaks under it, asked again. */
-  private orInNextMode(done: Promise<void>, again: () => Done): Promise<void> {
-    return this.stall.watch(done).catch(again);
+  lineMoves(): void {
+    this.lineStall.moved();
   }
 
   private park(offset: number, length: number, again: () => Done): Done {
@@ -193,7 +198,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
 
   settle(): Done {
     const done = this.stream?.settle();
-    return done === undefined ? undefined : this.stall.watch(done);
+    return done === undefined ? undefined : this.lineStall.watch(done);
   }
 
   siblingFailed(offset: number, length: number): void {
@@ -261,7 +266,9 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
       return;
     }
     if (this.stream === null && this.child !== null) {
-      this.stream = new ReplicationStream(this.child, this.marks, this.options.windowBytes, this);
+      const { stallMsMax, windowBytes } = this.options;
+      const pace = new LinkPace(this.context.host.clock, pieceBytes, windowBytes, stallMsMax / stallShare);
+      this.stream = new ReplicationStream(this.child, this.marks, windowBytes, pace, this);
     }
     if (this.stream !== null) this.stream.skipsMissing = mode === 'syncing';
   }
@@ -377,6 +384,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
   close(): void {
     this.closed = true;
     this.stall.close();
+    this.lineStall.close();
     const reason = new BlockError('shutting-down', `node '${this.nodeName}' is closed`);
     this.stream?.abandon(reason);
     this.stream = null;

@@ -5,7 +5,9 @@
  * `HoldLink` (replication-hold.ts): a pair. A failed forward holds all writers until the supervisor decides.
  */
 import type { Child } from '../block/child.ts';
+import { LinkPace } from '../block/link-pace.ts';
 import { type WriteFlags, writeFlags } from '../block/node.ts';
+import type { HostClock } from '../host/host.ts';
 import type { BlockError } from '../util/errors.ts';
 import { after, type Done } from '../util/later.ts';
 import type { ReplicationMarks } from './replication-marks.ts';
@@ -56,10 +58,12 @@ export class RecordLink implements ReplicationLink, StreamOwner {
   private readonly stream: ReplicationStream;
   private recorded: BlockError | null = null;
 
-  constructor(child: Child, marks: ReplicationMarks, options: LinkOptions) {
+  constructor(clock: HostClock, child: Child, marks: ReplicationMarks, options: LinkOptions) {
     this.acknowledge = options.acknowledge;
     this.marks = marks;
-    this.stream = new ReplicationStream(child, marks, options.windowBytes, this);
+    // Nobody's wait is bounded here: users may have under way what they like.
+    const pace = new LinkPace(clock, 0, Number.MAX_SAFE_INTEGER, Number.POSITIVE_INFINITY);
+    this.stream = new ReplicationStream(child, marks, options.windowBytes, pace, this);
   }
 
   get error(): BlockError | null {
@@ -72,6 +76,10 @@ export class RecordLink implements ReplicationLink, StreamOwner {
 
   forwardFailed(error: BlockError): void {
     this.recorded = error;
+  }
+
+  lineMoves(): void {
+    // Nobody's wait is bounded.
   }
 
   write(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done {

@@ -1,6 +1,7 @@
 /**
  * The bound on waiting for the other side (pair.md 6): no user waits longer than `stallMsMax`; then the link counts as
- * down. Slowness below that is back-pressure, not death.
+ * down. Slowness below that is back-pressure, not death: whoever stands in a line waits for those before it, and for the
+ * other side only since the line moved last.
  *
  * Only the other side can stall: if this process stood still (it was stopped, its machine was), the answers of that
  * time lie unread, and timers come before what is to be read. So whoever has waited too long is looked at twice: what
@@ -23,6 +24,8 @@ export class StallWatch {
   private readonly waiting = new Map<symbol, number>();
   /** the look that is to come */
   private timer: HostTimer | null = null;
+  /** nobody waits for longer than since then */
+  private movedMs = Number.NEGATIVE_INFINITY;
 
   constructor(clock: HostClock, stallMsMax: number, stalled: () => void) {
     this.clock = clock;
@@ -40,6 +43,11 @@ export class StallWatch {
     wait.then(end, end);
     if (this.timer === null) this.arm(this.stallMsMax);
     return wait;
+  }
+
+  /** The line of those who wait has moved. */
+  moved(): void {
+    this.movedMs = this.clock.now();
   }
 
   close(): void {
@@ -77,7 +85,7 @@ export class StallWatch {
     this.timer = null;
     const [oldest] = this.waiting.values();
     if (oldest === undefined) return false;
-    const leftMs = oldest + this.stallMsMax - this.clock.now();
+    const leftMs = Math.max(oldest, this.movedMs) + this.stallMsMax - this.clock.now();
     if (leftMs > 0) this.arm(leftMs);
     return leftMs <= 0;
   }

@@ -3,6 +3,7 @@
  *
  * A request is *placed* (its bytes are in the window, or borrowed from the caller) and then sent to the child at once,
  * in the order placed; one that finds no room, or a range that a copy holds, waits in line with all that come after it.
+ * Room is what the window has and what the link carries in time (link-pace.ts): of a large request it may take a part.
  * Requests answered early are done when placed, the others when the child has answered.
  *
  * Invariants: what was sent and is not answered when the stream is abandoned is marked missing in that same call. An
@@ -11,6 +12,7 @@
 import type { Child } from '../block/child.ts';
 import { type TakenRange, TakenRanges } from '../block/copy-target.ts';
 import type { DirtyRange } from '../block/dirty-bitmap.ts';
+import type { LinkPace } from '../block/link-pace.ts';
 import { type WriteFlags, writeFlags } from '../block/node.ts';
 import { type BlockError, toBlockError } from '../util/errors.ts';
 import { type Deferred, type Done, deferred } from '../util/later.ts';
@@ -20,6 +22,8 @@ import { ReplicationWindow, type WindowPiece } from './replication-window.ts';
 
 /** What a failed forward means is the filter's business: it records it, or abandons the stream in this very call. */
 export interface StreamOwner {
+  /** The child has answered somebody while others wait in line. */
+  lineMoves(): void;
   forwardFailed(error: BlockError): void;
 }
 
@@ -48,6 +52,8 @@ class Sent {
   piece: WindowPiece | null = null;
   request: WaitingRequest | null = null;
   isCopy = false;
+  /** bytes of a user that it carries; zeroes and copies: none */
+  carried = 0;
   /** which of the two generations of writes it belongs to */
   generation = 0;
   readonly answered: () => void;
@@ -63,6 +69,7 @@ export class ReplicationStream implements FlushOwner {
   private readonly child: Child;
   private readonly marks: ReplicationMarks;
   private readonly owner: StreamOwner;
+  private readonly pace: LinkPace;
   private readonly window: ReplicationWindow;
   private readonly sent = new Set<Sent>();
   private readonly spare: Sent[] = [];
@@ -80,13 +87,16 @@ export class ReplicationStream implements FlushOwner {
   private down: BlockError | null = null;
   /** bytes of users' writes that were sent and are not answered */
   inFlightBytes = 0;
+  /** of these, what the link must carry */
+  private carriedBytes = 0;
   /** bytes of users' writes that were answered */
   forwardedBytes = 0;
 
-  constructor(child: Child, marks: ReplicationMarks, windowBytes: number, owner: StreamOwner) {
+  constructor(child: Child, marks: ReplicationMarks, windowBytes: number, pace: LinkPace, owner: StreamOwner) {
     this.child = child;
     this.marks = marks;
     this.owner = owner;
+    this.pace = pace;
     this.window = new ReplicationWindow(windowBytes);
     this.flushes = new ReplicationFlushes(child, marks, this);
   }
@@ -102,8 +112,9 @@ export class ReplicationStream implements FlushOwner {
    * abandoned, and then the caller's bytes are its own again and its fate is unknown.
    */
   write(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags, early: boolean): Done {
-    const quick = early && this.line.length === 0 && this.holds.empty && !this.skips(offset, length);
-    if (quick && this.place(offset, length, from, flags, null)) {
+    const carried = from === null ? 0 : length;
+    const free = this.line.length === 0 && this.holds.empty && this.carriedBytes + carried <= this.pace.bytes;
+    if (early && free && !this.skips(offset, length) && this.place(offset, length, from, flags, null)) {
       return this.down === null ? undefined : Promise.reject(this.down);
     }
     const request: WaitingRequest = { offset, length, from, flags, early, at: offset, pending: 0, done: deferred() };
@@ -125,15 +136,24 @@ export class ReplicationStream implements FlushOwner {
     while (request.at < end) {
       if (this.holds.overlaps(request.at, end - request.at)) return false;
       const run = this.skipsMissing ? this.marks.run(request.at, end) : { missing: false, end };
+      let placedTo = run.end;
       if (!run.missing) {
         const { at, offset, from } = request;
-        const bytes = from === null ? null : from.subarray(at - offset, run.end - offset);
-        if (!this.place(at, run.end - at, bytes, request.flags, request.early ? null : request)) return false;
+        if (from !== null) placedTo = this.pieceEnd(at, run.end);
+        if (placedTo <= at) return false;
+        const bytes = from === null ? null : from.subarray(at - offset, placedTo - offset);
+        if (!this.place(at, placedTo - at, bytes, request.flags, request.early ? null : request)) return false;
         if (this.down !== null) return false;
       }
-      request.at = run.end;
+      request.at = placedTo;
     }
     return true;
+  }
+
+  /** How far the link has room for bytes from `at` on: all, or whole pieces; `at` or less: none now. */
+  private pieceEnd(at: number, end: number): number {
+    const room = this.pace.bytes - this.carriedBytes;
+    return end - at <= room ? end : Math.floor((at + room) / pieceBytes) * pieceBytes;
   }
 
   /** Sends one run, copied into the window or borrowed for `borrower`. False: no room. */
@@ -154,6 +174,12 @@ export class ReplicationStream implements FlushOwner {
     const sent = this.enter(offset, length);
     sent.piece = piece;
     sent.request = borrower;
+    if (from !== null) {
+      sent.carried = length;
+      this.carriedBytes += length;
+      // How long the other side takes to make something durable says nothing about the link.
+      if ((flags & writeFlags.fua) === 0) this.pace.left(sent, this.carriedBytes);
+    }
     this.issue(sent, piece === null || from === null ? from : piece.bytes, flags);
     return true;
   }
@@ -205,6 +231,9 @@ export class ReplicationStream implements FlushOwner {
     const { piece, request, generation } = sent;
     this.sent.delete(sent);
     if (!sent.isCopy) this.inFlightBytes -= sent.length;
+    this.carriedBytes -= sent.carried;
+    this.pace.answered(sent);
+    sent.carried = 0;
     sent.piece = null;
     sent.request = null;
     sent.isCopy = false;
@@ -216,6 +245,7 @@ export class ReplicationStream implements FlushOwner {
     }
     if (this.down !== null) return;
     this.flushes.answered(generation);
+    if (this.line.length > 0) this.owner.lineMoves();
     this.pump();
     this.wakeIdle();
   }
@@ -398,6 +428,9 @@ export class ReplicationStream implements FlushOwner {
     this.idleWaiter = null;
   }
 }
+
+/** Of a write for which the link has no room as a whole: whole pieces of this many bytes, where the disk has them. */
+export const pieceBytes = 65_536;
 
 /** `Sent` objects kept for later use. */
 const spareMax = 1024;

@@ -109,7 +109,14 @@ export const replicationDriver = defineDriver<Options>({
       degraded: given.degraded,
     };
     if (given['on-link-down'] === 'record' && file !== null) {
-      return new PrimaryFilter(context, group, marks, given, new RecordLink(file, marks, linkOptions), () => file);
+      return new PrimaryFilter(
+        context,
+        group,
+        marks,
+        given,
+        new RecordLink(context.host.clock, file, marks, linkOptions),
+        () => file,
+      );
     }
     let child: Child | null = null;
     const door = {

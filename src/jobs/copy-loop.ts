@@ -9,13 +9,13 @@
 import type { CopyTarget, CopyTicket } from '../block/copy-target.ts';
 import type { DirtyRange } from '../block/dirty-bitmap.ts';
 import type { BlockParent } from '../block/graph-view.ts';
+import { LinkPace } from '../block/link-pace.ts';
 import type { BlockNode } from '../block/node.ts';
 import { blockStatusOf } from '../block/status.ts';
 import type { HostClock } from '../host/host.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Extent } from '../util/extents.ts';
 import { type Deferred, type Done, deferred } from '../util/later.ts';
-import { CopyPace } from './copy-pace.ts';
 import type { JobControl, OnError } from './job.ts';
 
 /** Most bytes of a chunk, where the granularity is not larger. */
@@ -51,7 +51,7 @@ export class CopyLoop {
   private readonly options: CopyLoopOptions;
   private readonly chunkBytes: number;
   private readonly inFlightMax: number;
-  private readonly pace: CopyPace;
+  private readonly pace: LinkPace;
   private readonly spareBuffers: Uint8Array[] = [];
   private inFlight = 0;
   private inFlightBytes = 0;
@@ -77,7 +77,7 @@ export class CopyLoop {
     this.chunkBytes = Math.max(granularity, Math.floor(wanted / granularity) * granularity);
     this.inFlightMax = Math.min(inFlightMax, Math.max(1, Math.floor(bufferBytes / this.chunkBytes)));
     const latencyMsMax = options.latencyMsMax ?? Number.POSITIVE_INFINITY;
-    this.pace = new CopyPace(granularity, this.inFlightMax * this.chunkBytes, latencyMsMax);
+    this.pace = new LinkPace(options.clock, granularity, this.inFlightMax * this.chunkBytes, latencyMsMax);
   }
 
   /** Copies until nothing is left. Rejects with the first error that is to be reported, or `cancelled`. */
@@ -222,11 +222,13 @@ export class CopyLoop {
   }
 
   private async send(ticket: CopyTicket, chunk: Chunk, buffer: Uint8Array): Promise<void> {
-    const { clock } = this.options;
-    const startMs = clock.now();
     if (chunk.zero) return await ticket.send(null);
-    await ticket.send(buffer.subarray(0, chunk.length));
-    this.pace.took(chunk.length, startMs, clock.now());
+    this.pace.left(ticket, this.inFlightBytes);
+    try {
+      await ticket.send(buffer.subarray(0, chunk.length));
+    } finally {
+      this.pace.answered(ticket);
+    }
   }
 
   private async readChunk(range: DirtyRange, ticket: CopyTicket, buffer: Uint8Array): Promise<Chunk> {

@@ -6,12 +6,10 @@
 import { allPermissions, permissionBits } from '../block/child.ts';
 import type { Graph, RootUse } from '../block/graph-view.ts';
 import type { LinkMember } from '../block/link-group.ts';
+import { stallShare } from '../block/link-pace.ts';
 import { BlockError } from '../util/errors.ts';
 import { CopyLoop } from './copy-loop.ts';
 import type { JobBody, JobControl, JobManager } from './job.ts';
-
-/** What is in flight of a copy may hold a user up for this part of the time after which the link counts as stalled. */
-const stallShare = 4;
 
 export interface SyncArguments {
   /** the node of the local disk, read below everything that replicates */

@@ -313,7 +313,7 @@ test('pair 10: zeroes of the source are sent as zeroes, or not at all where the 
     await settleTurns(40);
     assert.equal(member.missingBytes, 0);
     assert.deepEqual(disk.remote.content, disk.local.content);
-    // A copy begins with one block at a time (copy-pace.ts): what counts is the order of the kinds.
+    // A copy begins with one block at a time (link-pace.ts): what counts is the order of the kinds.
     const kinds = disk.remote.log.map(({ kind }) => kind).filter((kind, index, all) => kind !== all[index - 1]);
     assert.equal(kinds.join(), targetIsZero ? 'write' : 'zeroes,write,zeroes');
   }

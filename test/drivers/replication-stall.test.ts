@@ -123,3 +123,17 @@ test('a watch that is closed between two looks says nothing', async () => {
   assert.equal(stalls(), 0);
   assert.equal(clock.timers, 0);
 });
+
+test('pair 6: a line that moves is back-pressure; one that stands for the whole time is a stall', async () => {
+  const { clock, stalls, watch } = watched();
+  void watch.watch(deferred().promise);
+  for (const atMs of [1500, 3000, 4500]) {
+    await clock.turn(atMs);
+    watch.moved();
+  }
+  await clock.turn(6499);
+  assert.equal(stalls(), 0);
+  assert.equal(clock.timers, 1);
+  await clock.turn(6500);
+  assert.equal(stalls(), 1);
+});

@@ -108,7 +108,7 @@ class RealLife implements Life {
       heartbeatMs: 150,
       peerTimeoutMs: 1000,
       windowBytes: random.pick([16_384, 65_536, 1 << 20]),
-      delayMs: random.pick([0, 0, 2, 5]),
+      delayMs: random.pick([0, 2, 5, 20]),
       verbose: this.#verbose,
     });
     const history = await History.open(pair.data, disks, blocks, (side, text) => pair.say(side, text));
