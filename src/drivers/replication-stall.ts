@@ -1,7 +1,7 @@
 /**
  * The bound on waiting for the other side (pair.md 6): no user waits longer than `stallMsMax`; then the link counts as
- * down. Slowness below that is back-pressure, not death: whoever stands in a line waits for those before it, and for the
- * other side only since the line moved last.
+ * down. Slowness below that is back-pressure, not death: whoever stands in a line waits for those before it, and for
+ * the other side only since the line moved last.
  *
  * Only the other side can stall: if this process stood still (it was stopped, its machine was), the answers of that
  * time lie unread, and timers come before what is to be read. So whoever has waited too long is looked at twice: what
