@@ -196,6 +196,8 @@ class QuorumNode implements DriverNode {
     const { children } = this;
     if (first === 0 && this.threshold === children.length) this.checkRefusals();
     let results: Done[] | null = null;
+    let waiting: Promise<void> | null = null;
+    let waitingAt = 0;
     for (let i = first; i < children.length; i += 1) {
       const node = children[i]?.node;
       let done: Done;
@@ -207,10 +209,21 @@ class QuorumNode implements DriverNode {
         done = Promise.reject(error);
       }
       if (done === undefined) continue;
-      results ??= new Array<Done>(children.length).fill(undefined);
+      if (waiting === null) {
+        waiting = done;
+        waitingAt = i;
+        continue;
+      }
+      results ??= resultsOf(children, waitingAt, waiting);
       results[i] = done;
     }
-    return results === null ? undefined : this.conclude(kind, children, results, offset, length);
+    if (waiting === null) return undefined;
+    if (results !== null) return this.conclude(kind, children, results, offset, length);
+    const only = waiting;
+    const conclude = (): Promise<void> =>
+      this.conclude(kind, children, resultsOf(children, waitingAt, only), offset, length);
+    // The usual write of a pair waits for the link alone: as long as that succeeds there is nothing to conclude.
+    return waitingAt === 0 ? conclude() : only.catch(conclude);
   }
 
   private checkRefusals(): void {
@@ -328,4 +341,11 @@ class QuorumNode implements DriverNode {
     }
     return joined ?? [];
   }
+}
+
+/** What the children answered when only one of them takes time. */
+function resultsOf(children: readonly Child[], waitingAt: number, waiting: Promise<void>): Done[] {
+  const results = new Array<Done>(children.length).fill(undefined);
+  results[waitingAt] = waiting;
+  return results;
 }
