@@ -103,6 +103,9 @@ class QuorumNode implements DriverNode {
   }
 
   writeZeroes(offset: number, length: number, flags: WriteFlags): Done {
+    if (this.fifo && (flags & writeFlags.fastZero) !== 0) {
+      return this.ranges.run(offset, length, false, () => this.zeroFast(offset, length, flags));
+    }
     if (!this.ranges.idle) {
       return this.ranges.run(offset, length, false, () => this.zeroAll(0, offset, length, flags));
     }
@@ -267,16 +270,27 @@ class QuorumNode implements DriverNode {
   private async discardAll(offset: number, length: number): Promise<void> {
     const first = this.children[0]?.node;
     if (first === undefined || this.children.length === 1) return await first?.discard(offset, length);
+    try {
+      await this.zeroFast(offset, length, writeFlags.fastZero);
+    } catch (error) {
+      if (!isNotSupported(error)) throw error;
+    }
+  }
+
+  /**
+   * The first child alone says whether it is fast: what it refuses has happened nowhere, or the others would be zero
+   * where a user was told that nothing is. They then do what was done, as quickly as they can (pair.md 9).
+   */
+  private async zeroFast(offset: number, length: number, flags: WriteFlags): Promise<void> {
     if (this.threshold === this.children.length) this.checkRefusals();
     try {
-      await first.writeZeroes(offset, length, writeFlags.fastZero);
+      await this.children[0]?.node.writeZeroes(offset, length, flags);
     } catch (error) {
-      if (error instanceof BlockError && error.code === 'not-supported') return;
       // It may have zeroed a part.
-      this.tellSiblings(this.children, offset, length);
+      if (!isNotSupported(error)) this.tellSiblings(this.children, offset, length);
       throw error;
     }
-    await this.zeroAll(1, offset, length, writeFlags.none);
+    await this.zeroAll(1, offset, length, flags & ~writeFlags.fastZero);
   }
 
   // ------------------------------------------------------------ reads
@@ -348,4 +362,8 @@ function resultsOf(children: readonly Child[], waitingAt: number, waiting: Promi
   const results = new Array<Done>(children.length).fill(undefined);
   results[waitingAt] = waiting;
   return results;
+}
+
+function isNotSupported(error: unknown): boolean {
+  return error instanceof BlockError && error.code === 'not-supported';
 }

@@ -352,3 +352,22 @@ test('closing the graph ends while the group is held: nobody above writes any mo
   await world.graph.close();
   assert.deepEqual([world.group.members, world.group.links.members], [[], []]);
 });
+
+test('pair 9: fast zeroes that the local disk refuses are forwarded to nobody; what it has done is, without the condition', async () => {
+  const [world, { use, local, remote }] = await inMode('in-sync');
+  watch(() => use.node.write(0, bytes(4096, 7), 0));
+  await settleTurns();
+  const before = info(world)['may-differ-bytes'];
+  local.failing.set('zeroes', new BlockError('not-supported', 'zeroes are not fast here'));
+  const refused = watch(() => use.node.writeZeroes(0, 4096, writeFlags.fastZero));
+  await settleTurns();
+  assert.equal(refused.error?.code, 'not-supported');
+  assert.equal(remote.content[0], 7, 'what was promised is still there, on both sides');
+  assert.deepEqual([info(world)['missing-bytes'], info(world)['may-differ-bytes']], [0, before]);
+  local.failing.clear();
+  const done = watch(() => use.node.writeZeroes(0, 4096, writeFlags.fastZero | writeFlags.noHole));
+  await settleTurns();
+  assert.deepEqual([done.done, done.error], [true, null]);
+  assert.deepEqual([local.content[0], remote.content[0]], [0, 0]);
+  assert.equal(remote.log.at(-1)?.flags, writeFlags.noHole);
+});
