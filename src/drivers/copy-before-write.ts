@@ -18,12 +18,16 @@ import type { CopiesBeforeWrite } from '../block/copies-before-write.ts';
 import { type DriverNode, defineDriver, passThrough } from '../block/driver.ts';
 import { writeFlags } from '../block/node.ts';
 import { Bitmap } from '../util/bitmap.ts';
+import { isZero } from '../util/bytes.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
+import type { Extent } from '../util/extents.ts';
 import { after, type Done } from '../util/later.ts';
 import { RangeLock } from '../util/range-lock.ts';
 
 /** bytes of old content that one copy takes into memory */
 const copyBytesMax = 1024 * 1024;
+/** bytes from which on it is asked first where the old content is zeroes: those need not be read, nor stored */
+const statusBytesMin = 65_536;
 
 const reference = z.union([z.string(), z.looseObject({ driver: z.string() })]);
 const optionsSchema = z.strictObject({
@@ -66,6 +70,7 @@ export const copyBeforeWriteDriver = defineDriver({
     const { granularity, sync } = options;
     const { length } = child.node;
     const lock = new RangeLock();
+    const granulesMax = Math.max(1, Math.floor(copyBytesMax / granularity));
     // The bits say what was copied: so a new point in time costs what was copied since the last, not the disk's size.
     const copied = new Bitmap(Math.ceil(length / granularity));
     const copiedBytes = (): number => Math.min(copied.count * granularity, length);
@@ -78,15 +83,40 @@ export const copyBeforeWriteDriver = defineDriver({
       const buffer = spare !== null && spare.length >= size ? spare : new Uint8Array(Math.max(size, granularity));
       spare = null;
       const old = buffer.subarray(0, size);
+      const store = (): Done =>
+        isZero(old)
+          ? target.node.writeZeroes(offset, size, writeFlags.none)
+          : target.node.write(offset, old, writeFlags.none);
       const reading = child.node.read(offset, old);
-      const copying =
-        reading === undefined
-          ? target.node.write(offset, old, writeFlags.none)
-          : reading.then(() => target.node.write(offset, old, writeFlags.none));
+      const copying = reading === undefined ? store() : reading.then(store);
       if (copying !== undefined) return sync ? copying : copying.then(() => copied.set(first, end - first));
       spare = buffer;
       if (!sync) copied.set(first, end - first);
       return undefined;
+    };
+
+    /** Stores granules `first` to `end`, which read as zeroes. */
+    const zeroRun = (first: number, end: number): Done => {
+      const offset = first * granularity;
+      const done = target.node.writeZeroes(offset, Math.min(end * granularity, length) - offset, writeFlags.none);
+      if (sync) return done;
+      return after(done, () => {
+        copied.set(first, end - first);
+        return undefined;
+      });
+    };
+
+    /** Where the granules from `first` on stop reading as zeroes, `end` at most; `first`: they do not. */
+    const zeroesUntil = (first: number, end: number): number | Promise<number> => {
+      const offset = first * granularity;
+      const size = Math.min(end * granularity, length) - offset;
+      if (size < statusBytesMin) return first;
+      const until = ([extent]: readonly Extent[]): number => {
+        if (extent === undefined || !extent.zero) return first;
+        return extent.length >= size ? end : Math.floor((offset + extent.length) / granularity);
+      };
+      const extents = child.node.blockStatus(offset, size);
+      return extents instanceof Promise ? extents.then(until) : until(extents);
     };
 
     const isCopied = (offset: number, size: number): boolean => {
@@ -99,12 +129,25 @@ export const copyBeforeWriteDriver = defineDriver({
     const copyRuns = (first: number, end: number): Done => {
       for (let at = copied.nextClear(first, end); at >= 0; ) {
         const next = copied.nextSet(at, end);
-        const until = Math.min(next < 0 ? end : next, at + Math.max(1, Math.floor(copyBytesMax / granularity)));
+        const until = next < 0 ? end : next;
+        const zeroes = zeroesUntil(at, until);
+        if (typeof zeroes !== 'number') {
+          const from = at;
+          return zeroes.then((zeroEnd) => copyFrom(from, until, zeroEnd, end));
+        }
+        if (zeroes > at || until - at > granulesMax) return copyFrom(at, until, zeroes, end);
         const done = copyRun(at, until);
         if (done !== undefined) return done.then(() => copyRuns(until, end));
         at = copied.nextClear(until, end);
       }
       return undefined;
+    };
+
+    /** Copies one piece from `first` on, zeroes up to `zeroEnd`, and then the rest up to `end`. */
+    const copyFrom = (first: number, runEnd: number, zeroEnd: number, end: number): Done => {
+      const until = zeroEnd > first ? zeroEnd : Math.min(runEnd, first + granulesMax);
+      const done = zeroEnd > first ? zeroRun(first, until) : copyRun(first, until);
+      return after(done, () => copyRuns(until, end));
     };
 
     /** Copies what is left to copy in whole granules around the range, which is held. */

@@ -236,9 +236,10 @@ export class PairDisks {
     await this.setMode('refusing');
   }
 
-  /** The words with which the users' server turns people away, by disk. */
+  /** The words with which the users' server turns people away, by disk; not where they are shown a checkpoint. */
   async refuseUsers(words: string): Promise<void> {
     for (const disk of this.disks) {
+      if (this.overlays.shows(disk.name)) continue;
       const reason = `${disk.name} ${words}`;
       await this.#run('nbd-export-refuse', { name: disk.name, reason, server: userServer });
     }

@@ -225,6 +225,10 @@ export class PairOverlays {
     }
   }
 
+  shows(disk: string): boolean {
+    return this.#exports.has(disk);
+  }
+
   /** They are hung up. */
   async hide(): Promise<void> {
     await Promise.all(

@@ -155,6 +155,13 @@ test('pair 11: a resync leaves a checkpoint of what was found; only that is offe
   assert.match(text, new RegExp(`checkpoint ${number},`));
 });
 
+test('pair 17: the checkpoint is shown also while a resync runs', async () => {
+  const pair = await paired(13);
+  await inResync(pair);
+  const view = await pair.connect('beta');
+  assert.equal(view.client.info.readOnly, true);
+});
+
 test('record-log 9: a start that finds resync standing goes back, and what may differ is enough for the next', async () => {
   const pair = await paired(8);
   await inResync(pair);
