@@ -63,8 +63,11 @@ export function descriptorsOf(
     // A length that is no number would go on the wire as 0, which makes clients ask for ever.
     if (!Number.isSafeInteger(extent.length))
       throw new BlockError('io-error', 'block status has an extent of no length');
-    const flags = (extent.allocated ? 0 : NBD_STATE_HOLE) | (extent.zero ? NBD_STATE_ZERO : 0);
-    descriptors.push(extent.length, flags);
+    // A range that comes from a backing is no hole of what is exported: clients take its content for nothing there.
+    const flags = extent.zero ? NBD_STATE_ZERO | (extent.allocated ? 0 : NBD_STATE_HOLE) : 0;
+    const last = descriptors.length - 1;
+    if (descriptors[last] === flags) descriptors[last - 1] = (descriptors[last - 1] ?? 0) + extent.length;
+    else descriptors.push(extent.length, flags);
   }
   // Nothing is known: "a server MAY always safely report a status of 0 for any block" (NBD_CMD_BLOCK_STATUS).
   return descriptors.length === 0 ? [length, 0] : descriptors;

@@ -22,19 +22,19 @@ export interface ServeHow {
 }
 
 /**
- * Serves over a unix socket until the test ends: a file through the storage daemon (file, raw, export), memory through
- * the NBD library alone, where the name `refused` is refused.
+ * Serves over a unix socket until the test ends: a file through the storage daemon (file, raw, export), or the node
+ * `disk0` of other `--blockdev` texts; memory through the NBD library alone, where the name `refused` is refused.
  */
 export async function ourServer(
   t: TestContext,
-  what: { readonly file: string } | { readonly memory: number },
+  what: { readonly file: string } | { readonly memory: number } | { readonly blockdevs: readonly string[] },
   how: ServeHow = {},
 ): Promise<OurServer> {
   const socket = `${await temporaryFolder(t)}/nbd.sock`;
-  const args = 'file' in what ? daemonArgs(what.file, socket, how) : libraryArgs(what.memory, socket, how);
+  const args = 'memory' in what ? libraryArgs(what.memory, socket, how) : daemonArgs(nodesOf(what, how), socket, how);
   const daemon = await spawnDaemon(t, process.execPath, args);
   // The daemon writes its pid file once everything serves; the library's one export is there with the socket.
-  while (!(await isThere('file' in what ? pidfileOf(socket) : socket))) {
+  while (!(await isThere('memory' in what ? socket : pidfileOf(socket)))) {
     const ended = await Promise.race([daemon.exited, sleep(20, 'running')]);
     if (ended !== 'running') throw new Error(`the server ended (${ended}): ${daemon.stdout()}${daemon.stderr()}`);
   }
@@ -52,13 +52,17 @@ function libraryArgs(memory: number, socket: string, how: ServeHow): string[] {
   ];
 }
 
-function daemonArgs(file: string, socket: string, how: ServeHow): string[] {
+function nodesOf(what: { readonly file: string } | { readonly blockdevs: readonly string[] }, how: ServeHow): string[] {
+  if ('blockdevs' in what) return [...what.blockdevs];
   const only = how.readOnly === true ? ',read-only=on' : '';
+  return [`driver=file,node-name=file0,filename=${what.file}${only}`, `driver=raw,node-name=disk0,file=file0${only}`];
+}
+
+function daemonArgs(blockdevs: readonly string[], socket: string, how: ServeHow): string[] {
   const exported = `type=nbd,id=disk,node-name=disk0,name=disk,writable=${how.readOnly === true ? 'off' : 'on'}`;
   return [
     ...[entry, 'storage-daemon'],
-    ...['--blockdev', `driver=file,node-name=file0,filename=${file}${only}`],
-    ...['--blockdev', `driver=raw,node-name=disk0,file=file0${only}`],
+    ...blockdevs.flatMap((text) => ['--blockdev', text]),
     ...['--nbd-server', `addr.type=unix,addr.path=${socket}`],
     ...['--export', `${exported},ordered=${how.ordered === true ? 'on' : 'off'}`],
     ...['--pidfile', pidfileOf(socket)],

@@ -51,6 +51,26 @@ test('qemu-io keeps 64 requests in flight', async (t) => {
   assert.doesNotMatch(said, /fail/i);
 });
 
+test('qemu-img sees what an overlay shows of its backing, and finds it equal', async (t) => {
+  const folder = await temporaryFolder(t);
+  await writeFile(`${folder}/backing`, randomBytes(4 * MiB));
+  await emptyFile(`${folder}/overlay`, 0);
+  const { uri } = await ourServer(t, {
+    blockdevs: [
+      `driver=file,node-name=backing,filename=${folder}/backing`,
+      `driver=shadow,node-name=disk0,backing=backing,file.driver=file,file.filename=${folder}/overlay`,
+    ],
+  });
+  await good('qemu-img', 'compare', '-f', 'raw', '-F', 'raw', uri, `${folder}/backing`);
+  await qemuIo(uri, 'write -P 7 1M 64k', 'write -z 2M 1M');
+  await good('qemu-img', 'convert', '-f', 'raw', '-O', 'raw', uri, `${folder}/copy`);
+  await good('qemu-img', 'compare', '-f', 'raw', '-F', 'raw', uri, `${folder}/copy`);
+  const [copy, backing] = [await readFile(`${folder}/copy`), await readFile(`${folder}/backing`)];
+  backing.fill(7, MiB, MiB + 65_536);
+  backing.fill(0, 2 * MiB, 3 * MiB);
+  assert.ok(copy.equals(backing));
+});
+
 test('qemu-img converts to and from us, compares equal, and sees a difference', async (t) => {
   const folder = await temporaryFolder(t);
   const source = await open(`${folder}/source`, 'w');
