@@ -10,6 +10,7 @@ import type { Host, HostListener, HostStream, SocketAddress, StreamReceiver } fr
 import { BlockError, toBlockError } from '../util/errors.ts';
 import { deferred } from '../util/later.ts';
 import { encodeMessage, errorCodeMember, JsonStream } from './json-stream.ts';
+import { negotiate } from './negotiation.ts';
 import type { QmpEvent, QmpTarget } from './target.ts';
 import { version } from './version.ts';
 
@@ -204,7 +205,7 @@ class QmpSession implements StreamReceiver {
     if (negotiated) {
       throw new BlockError('command-not-found', 'qmp_capabilities was given already; the session is in command mode');
     }
-    await this.#target.execute(request.command, request.args);
+    negotiate(request.args);
     if (!this.#over) this.#unsubscribe = this.#target.subscribe((event) => this.#tell(event));
     return {};
   }

@@ -1,12 +1,15 @@
 /** The disks of a running pair as other programs find them, and what its users hear when one of them fails. */
 import assert from 'node:assert/strict';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { blockstep, type Entry, TestPair } from '../cli/pair-support.ts';
+import { fuseFile } from '../support/fuse-file.ts';
 import { loopDevice } from '../support/loop-device.ts';
 import { lockedBytes } from '../support/outside.ts';
 import { run, spawnDaemon } from '../support/process.ts';
 import { smallDisk } from '../support/small-disk.ts';
+import { temporaryFolder } from '../support/temp.ts';
 import { requireTools } from '../support/tools.ts';
 
 requireTools('qemu-img', 'qemu-io', 'qemu-nbd', 'qemu-system-x86_64', 'losetup');
@@ -101,4 +104,36 @@ test('a primary whose device fails an fsync: EIO for its users, status says why,
   await pair.until('b', 'in sync again', inSync);
   const compared = await run('cmp', [device, pair.image('b')]);
   assert.equal(compared.code, 0, compared.stdout + compared.stderr);
+});
+
+test('pair 18: a primary whose disk hangs in the middle of a call says so, and goes on when it answers', async (t) => {
+  const control = join(await temporaryFolder(t), 'pause');
+  const disk = await fuseFile(t, ['--filter=pause', 'memory', '16M', `pause-control=${control}`]);
+  /** `p`: the medium answers nothing more; `r`: it goes on */
+  const tell = (what: 'p' | 'r'): Promise<void> =>
+    new Promise((resolve, reject) => {
+      const socket = connect(control).on('error', reject);
+      socket.end(what);
+      socket.on('data', () => undefined).on('close', () => resolve());
+    });
+  const pair = await TestPair.make(t);
+  await pair.configure();
+  for (const name of ['a', 'b']) await pair.edit(name, 'size: 1GiB', 'size: 16MiB');
+  await pair.edit('a', 'file: ./a/disk0.img', `file: ${disk}`);
+  await pair.run('b');
+  await pair.run('a');
+  const { uri } = await pair.until('a', 'in sync', inSync);
+  await tell('p');
+  const args = ['-f', 'raw', '-c', 'write -P 2 0 1M', '-c', 'flush', '-c', 'read -P 2 0 1M', uri ?? ''];
+  const writing = run('qemu-io', args, { timeoutMs: 60_000 });
+  const says = (entry: Entry): string => {
+    const { error, disks } = entry as unknown as { error?: string | null; disks?: { error: string | null }[] };
+    return `${error ?? ''} ${disks?.[0]?.error ?? ''}`;
+  };
+  await pair.until('a', 'known to hang', (entry) => /a disk may hang|has not answered for \d+ s/.test(says(entry)));
+  assert.equal((await pair.entry('b')).connected, true, 'the heartbeat goes on');
+  await tell('r');
+  const written = await writing;
+  assert.equal(written.code, 0, written.stdout + written.stderr);
+  await pair.until('a', 'well again', (entry) => inSync(entry) && says(entry).trim() === '');
 });

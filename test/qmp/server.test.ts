@@ -57,6 +57,7 @@ test('before the negotiation only qmp_capabilities is taken and no event told; l
   target.emit('EARLY');
   assert.deepEqual(await client.command('qmp_capabilities'), { return: {} });
   assert.deepEqual(classAndText(await client.command('qmp_capabilities')), ['CommandNotFound', 'string', undefined]);
+  assert.deepEqual(target.calls, [], 'the target, which a disk may hold up, has no part in it');
   target.emit('LATE', { a: 1 });
   assert.deepEqual(await client.next(), {
     timestamp: { seconds: 1, microseconds: 2 },

@@ -1,20 +1,16 @@
 /** The commands about the session and the process. */
 import type { Handlers } from '../../qmp/command.ts';
+import { negotiate } from '../../qmp/negotiation.ts';
 import type { controlSchema } from '../../qmp/schema/control.ts';
 import { version } from '../../qmp/version.ts';
-import { BlockError } from '../../util/errors.ts';
 import type { Engine } from '../engine.ts';
 import { runHumanCommand } from './human.ts';
 
 export function controlCommands(engine: Engine): Handlers<typeof controlSchema> {
   let stopped = false;
   return {
-    // The negotiation itself is the session's: an engine has no modes.
-    qmp_capabilities: ({ enable = [] }) => {
-      const [first] = enable;
-      if (first !== undefined)
-        throw new BlockError('invalid-option', `arguments.enable: there is no capability "${first}"`);
-    },
+    // An engine has no modes: sessions keep theirs.
+    qmp_capabilities: negotiate,
     'query-version': () => version,
     'query-commands': () => engine.commandNames.map((name) => ({ name })),
     'query-status': () => ({ status: stopped ? 'paused' : 'running', running: !stopped, singlestep: false }),

@@ -14,15 +14,17 @@ export const versionInfo = z
   })
   .meta({ id: 'VersionInfo' });
 
-export const controlSchema = [
-  defineCommand({
-    name: 'qmp_capabilities',
-    summary: 'Ends the negotiation that a connection begins with; every other command is refused before it.',
-    arguments: z.strictObject({
-      enable: z.array(z.string()).max(16).optional().describe('capabilities to enable; there are none'),
-    }),
-    returns: nothing,
+export const capabilities = defineCommand({
+  name: 'qmp_capabilities',
+  summary: 'Ends the negotiation that a connection begins with; every other command is refused before it.',
+  arguments: z.strictObject({
+    enable: z.array(z.string()).max(16).optional().describe('capabilities to enable; there are none'),
   }),
+  returns: nothing,
+});
+
+export const controlSchema = [
+  capabilities,
   defineCommand({
     name: 'query-version',
     summary: 'Which program answers.',
