@@ -205,7 +205,7 @@ export class CopyLoop {
     } catch (thrown) {
       ticket.giveBack();
       this.spareBuffers.push(buffer);
-      if (!this.options.control.cancelled) this.failed('read', toBlockError(thrown));
+      if (!this.options.control.cancelled) this.failed('read', toBlockError(thrown), range);
       return 0;
     }
     this.charge((chunk.zero ? 0 : chunk.length) - range.length);
@@ -214,7 +214,7 @@ export class CopyLoop {
       else await this.send(ticket, chunk, buffer);
     } catch (thrown) {
       // The buffer is left to whoever may still read it.
-      if (!this.options.control.cancelled) this.failed('write', toBlockError(thrown));
+      if (!this.options.control.cancelled) this.failed('write', toBlockError(thrown), range);
       return 0;
     }
     this.spareBuffers.push(buffer);
@@ -273,11 +273,13 @@ export class CopyLoop {
     return { zero: zero === true && at >= range.length, length: range.length };
   }
 
-  private failed(operation: 'read' | 'write', error: BlockError): void {
+  private failed(operation: 'read' | 'write', error: BlockError, { offset, length }: DirtyRange): void {
     const { control, onSourceError, onTargetError, clock } = this.options;
     const policy = (operation === 'read' ? onSourceError : onTargetError) ?? 'report';
     const action = control.ioError(operation, error, policy);
-    if (action === 'report') this.failure ??= error;
+    const { code, errno, message } = error;
+    const where = `${operation} of ${length} bytes at ${offset}: ${message}`;
+    if (action === 'report') this.failure ??= new BlockError(code, where, { errno, cause: error });
     else if (action === 'ignore') this.retryMs = clock.now() + ignoredErrorDelayMs;
   }
 

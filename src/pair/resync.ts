@@ -151,7 +151,9 @@ export class SyncWork {
     for (const disk of this.#disks.disks) {
       for (let offset = 0; offset < disk.size && !work.stopped; offset += compareChunkBytes) {
         const length = Math.min(compareChunkBytes, disk.size - offset);
-        const differing = await this.#compareChunk(disk, offset, length);
+        const differing = await this.#compareChunk(disk, offset, length).catch((error: unknown) => {
+          throw ofDisk(disk.name, error, `${length} bytes at ${offset}: `);
+        });
         await this.#disks.mark(disk.name, differing);
         work.doneBytes += length;
       }
@@ -199,7 +201,9 @@ export class SyncWork {
     const results = await Promise.allSettled(
       this.#disks.disks.map((disk) => this.#copyDisk(work, disk.name, targetIsZero)),
     );
-    for (const result of results) if (result.status === 'rejected') throw toBlockError(result.reason);
+    for (const [index, result] of results.entries()) {
+      if (result.status === 'rejected') throw ofDisk(this.#disks.disks[index]?.name ?? '', result.reason);
+    }
   }
 
   async #copyDisk(work: Work, disk: string, targetIsZero: boolean): Promise<void> {
@@ -220,4 +224,10 @@ export class SyncWork {
       this.#jobs.delete(id);
     }
   }
+}
+
+/** For people: which disk it is that cannot be compared or copied, and where. */
+function ofDisk(disk: string, thrown: unknown, where = ''): BlockError {
+  const { code, errno, message } = toBlockError(thrown);
+  return new BlockError(code, `disk ${disk}: ${where}${message}`, { errno, cause: thrown });
 }

@@ -1,6 +1,7 @@
 /** Rare sequences of events, each of which lost data, split the sides silently, or hung before its rule was kept. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { writeSome } from './pair-scenes.ts';
 import { PairWorld, type PairWorldOptions } from './pair-world.ts';
 
 async function paired(seed: number, options: PairWorldOptions = {}): Promise<PairWorld> {
@@ -135,3 +136,40 @@ test('pair 18: a status is told though the engine gives no answer', async () => 
   assert.equal(status.role, 'primary');
   assert.match(status.error ?? '', /engine gives no answer/);
 });
+
+test('pair 11: a block that cannot be read is named by `status`, tried again now and then, and copied once it can be', async () => {
+  for (const compared of [false, true]) {
+    const pair = new PairWorld(compared ? 62 : 61, { disks: ['a', 'b'] });
+    await pair.start('alpha');
+    if (compared) {
+      await pair.start('beta');
+      await pair.inStep();
+      pair.kill('beta');
+      await pair.until(() => pair.phase('alpha') === 'alone');
+    } else await pair.command('alpha', 'pair-start', { alone: true });
+    for (const disk of pair.disks) await writeSome(pair, 'alpha', disk);
+    if (compared) {
+      // Without proof everything is compared.
+      pair.kill('alpha');
+      await pair.start('alpha');
+      await pair.command('alpha', 'pair-start', { alone: true });
+    }
+    const bad = { operation: 'read', path: '/data/b.img', range: { offset: 0, length: 4096 }, errno: 'EIO' } as const;
+    const fault = pair.world.fault('alpha', bad);
+    await pair.start('beta');
+    await pair.world.runFor(30_000);
+    assert.match((await pair.status('alpha')).error ?? '', /^disk b: .*bytes at 0: .*EIO/);
+    assert.ok(fault.met > 1 && fault.met < 40, `tried ${fault.met} times in 30 s`);
+    await verifyReads(pair, 'a');
+    fault.remove();
+    await pair.inStep();
+    assert.equal((await pair.status('alpha')).error, null);
+    pair.assertEqual();
+  }
+});
+
+async function verifyReads(pair: PairWorld, disk: string): Promise<void> {
+  const user = await pair.connect('alpha', disk);
+  await pair.world.complete(user.verify());
+  await pair.world.complete(user.client.close());
+}
