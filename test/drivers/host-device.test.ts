@@ -1,9 +1,12 @@
 /** Block devices, on loop devices: what the driver does to them is seen in the file below. */
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { writeFlags } from '../../src/block/node.ts';
+import { createHost } from '../../src/host/index.ts';
+import { NodeFiles } from '../../src/host/node-files.ts';
 import { parent, reader, testGraph, writer } from '../block/fixture.ts';
 import { runSteps, step } from '../model/array-model.ts';
 import { cleanup } from '../support/cleanup.ts';
@@ -155,6 +158,32 @@ test('a device is claimed when it is reopened for writing, and let go when it is
   const found = new Uint8Array(4096);
   await node.read(0, found);
   assert.ok(found.every((byte) => byte === 1));
+  await graph.close();
+});
+
+test('without system calls a device has its size, is read and written to the byte, and is told to be all data', async (t) => {
+  const { device, file, resize } = await loopDevice(t, 4 * mib, { sectorBytes: 4096 });
+  const { graph } = testGraph({ ...createHost(), files: new NodeFiles(null) });
+  await graph.add({ driver: 'host_device', 'node-name': 'd', filename: device, discard: 'unmap' });
+  const { node } = graph.find('d');
+  assert.equal(node.length, 4 * mib);
+  assert.equal(node.info?.().locks, 'unlocked');
+  const expected = new Uint8Array(4 * mib).fill(7);
+  await node.write(0, expected, 0);
+  await node.discard(0, mib);
+  await node.writeZeroes(mib + 100, mib, 0);
+  expected.fill(0, mib + 100, 2 * mib + 100);
+  await node.write(3 * mib + 1, new Uint8Array(5000).fill(8), writeFlags.fua);
+  expected.fill(8, 3 * mib + 1, 3 * mib + 5001);
+  const found = new Uint8Array(4 * mib);
+  await node.read(0, found);
+  assert.equal(Buffer.compare(found, expected), 0);
+  assert.equal(Buffer.compare(readFileSync(file), expected), 0);
+  assert.deepEqual(await node.blockStatus(0, 4 * mib), [{ length: 4 * mib, zero: false, allocated: true }]);
+  await resize(8 * mib);
+  const use = await graph.use('d', parent('export "new"'), writer);
+  assert.equal(node.length, 8 * mib);
+  await use.release();
   await graph.close();
 });
 

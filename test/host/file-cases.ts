@@ -55,6 +55,21 @@ export const fileCases: readonly Case[] = [
     },
   ],
   [
+    'what was written stays when the page cache is dropped, synced or not',
+    async (host, folder) => {
+      const path = join(folder, 'f');
+      const file = await create(host, path);
+      await file.write(0, pattern(100_000, 1));
+      await file.sync();
+      await file.write(50_000, pattern(10_000, 2));
+      await file.dropCache();
+      const expected = pattern(100_000, 1);
+      expected.set(pattern(10_000, 2), 50_000);
+      assert.deepEqual(await readAll(file, 0, 100_000), expected);
+      await file.close();
+    },
+  ],
+  [
     'truncate cuts and extends, and what it cut does not come back',
     async (host, folder) => {
       const file = await create(host, join(folder, 'f'));
