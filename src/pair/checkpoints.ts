@@ -10,7 +10,7 @@
  */
 import type { Checkpoint, Decision, Given, PairState, Phase, Proof, Step } from './pair-state.ts';
 import { answer, goAlone, plan, send } from './plans.ts';
-import { makeCheckpoint } from './secondary-plans.ts';
+import { detachSecondary, makeCheckpoint } from './secondary-plans.ts';
 import { type Row, row } from './table.ts';
 
 const stay = (state: PairState): Decision => ({ state });
@@ -146,7 +146,9 @@ const secondaryCheckpoints: readonly Row[] = [
     },
   ),
   row('following', 'done checkpoint', 'following', 'answered', (state) => answerAsked({ ...state, error: null }, null)),
-  row('following', 'failed checkpoint', 'following', 'says so; all is as before', (state, error) => {
+  row('following', 'failed checkpoint', 'following | detaching', 'says so; all is as before', (state, error) => {
+    // There is none any more: another session begins with one.
+    if (state.record.checkpoint === null) return detachSecondary({ ...state, error }, error);
     const told = answerAsked({ ...state, error }, error);
     if (state.checkpointFor === null) return told;
     const failed = send({ type: 'checkpoint-failed', request: state.checkpointFor, reason: error });

@@ -319,6 +319,7 @@ export class PairDaemon implements QmpTarget {
       ancestors: [...record.ancestors],
       store: record.store,
       overlays: config.store === 'overlays',
+      lockStep: config.mode === 'lock-step',
       checkpoint: this.#ownCheckpoint(),
       rolledBack: record.rolledBack,
       // Once anything was written here the first look at the disks says nothing any more.

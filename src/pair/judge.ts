@@ -113,6 +113,10 @@ function mismatch(mine: Hello, theirs: Hello): string | null {
   if (mine.volume !== theirs.volume) {
     return `${theirs.name} replicates volume "${theirs.volume}", ${mine.name} volume "${mine.volume}"`;
   }
+  if (mine.lockStep !== theirs.lockStep) {
+    const [one, other] = mine.lockStep ? [mine, theirs] : [theirs, mine];
+    return `${one.name} is configured with \`mode: lock-step\`, ${other.name} is not`;
+  }
   if (mine.name === theirs.name) return `both sides are called "${mine.name}"`;
   const sizes = new Map(theirs.disks.map((disk) => [disk.name, disk.size]));
   for (const disk of mine.disks) {

@@ -38,6 +38,7 @@ export const helloSchema = z.object({
   store: z.enum(['clean', 'resync', 'incomplete']),
   /** as a secondary it keeps checkpoints */
   overlays: z.boolean(),
+  lockStep: z.boolean(),
   /** the one that its overlays lead back to */
   checkpoint: z.object({ number: z.int().min(1), ageMs: z.number() }).nullable(),
   /** its disk is that checkpoint: it had to go back to it */

@@ -174,6 +174,9 @@ export class PairOverlays {
    * before that leaves everything as it was.
    */
   async checkpoint(epoch: number, makeDurable: () => Promise<void>): Promise<void> {
+    // Without the filters the round would have no members, and succeed.
+    if (!this.#filters)
+      throw new BlockError('wrong-state', 'old content is not kept now: there is nothing to go back to');
     await this.#run('replication-prepare');
     try {
       await makeDurable();

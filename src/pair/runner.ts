@@ -288,22 +288,33 @@ export class PairRunner {
     }
     const epoch = record.epoch + 1;
     const number = record.checkpoints + 1;
-    await disks.overlays.checkpoint(epoch, async () => {
+    let durable = false;
+    const makeDurable = async (): Promise<void> => {
       const checkpoint = { number, atMs: host.clock.wall() };
       try {
         await this.#commit({ ...change, epoch, checkpoint, checkpoints: number });
+        durable = true;
       } catch (error) {
         // It may stand in the file all the same: the state that goes on is written over it before anybody goes on.
         await this.#commit({});
         throw error;
       }
-    });
+    };
+    try {
+      await disks.overlays.checkpoint(epoch, makeDurable);
+    } catch (error) {
+      // Made, and not all overlays have forgotten the old one: what they keep from now on leads nowhere.
+      if (durable) await this.#commit({ checkpoint: null });
+      throw error;
+    }
   }
 
   async #endTakeover(change: Partial<GroupRecord>): Promise<void> {
     const { disks, state } = this.#parts;
     const epoch = state().record.epoch + 1;
-    await disks.overlays.endTakeover(epoch, () => this.#commit({ ...change, epoch, checkpoint: null }));
+    await disks.overlays.endTakeover(epoch, () =>
+      this.#commit({ ...change, epoch, checkpoint: null, rolledBack: false }),
+    );
   }
 
   #tellCheckpoint(request: number | null): void {

@@ -42,7 +42,11 @@ export function openForSync(state: PairState, how: 'sync' | 'join', bytes: numbe
   const { record, self } = state;
   const next: PairState = { ...state, phase: 'syncing', asOfMs: null };
   if (how === 'join') return joinOpened(next, given);
-  const keepsData = self.overlays && record.store !== 'incomplete' && record.generation !== null;
+  // What a person's decision made void is nothing to go back to (pair.md 13).
+  const own = record.generation?.id;
+  const theirs = state.session?.theirs;
+  const descends = own !== undefined && (theirs?.generation?.id === own || theirs?.ancestors.includes(own) === true);
+  const keepsData = self.overlays && record.store !== 'incomplete' && descends;
   return keepsData ? openKeeping(next, bytes) : openIncomplete(next);
 }
 

@@ -39,6 +39,7 @@ const primary = {
   ancestors: [],
   store: 'clean',
   overlays: false,
+  lockStep: false,
   checkpoint: null,
   rolledBack: false,
   blank: false,

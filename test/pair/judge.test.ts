@@ -24,6 +24,7 @@ function side(name: string, more: Partial<Hello>): Hello {
     ancestors: [],
     store: 'clean',
     overlays: false,
+    lockStep: false,
     checkpoint: null,
     rolledBack: false,
     blank: false,

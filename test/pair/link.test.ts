@@ -20,6 +20,7 @@ function helloOf(name: string): Hello {
     ancestors: [],
     store: 'clean',
     overlays: false,
+    lockStep: false,
     checkpoint: null,
     rolledBack: false,
     blank: true,

@@ -26,6 +26,7 @@ export const theirs: Hello = {
   ancestors: [],
   store: 'clean',
   overlays: false,
+  lockStep: false,
   checkpoint: null,
   rolledBack: false,
   blank: false,

@@ -24,6 +24,7 @@ export const hello: Hello = {
   ancestors: [],
   store: 'clean',
   overlays: false,
+  lockStep: false,
   checkpoint: null,
   rolledBack: false,
   blank: false,

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { paired as inStep, verify, writeSome } from './pair-scenes.ts';
-import type { PairWorld, PairWorldOptions, SideName, User } from './pair-world.ts';
+import { PairWorld, type PairWorldOptions, type SideName, sideNames, type User } from './pair-world.ts';
 
 /** Overlays, and no clock: checkpoints are made on command. */
 const overlays = (options: PairWorldOptions = {}): PairWorldOptions => ({
@@ -86,6 +86,31 @@ test('pair 14, 16: failover to the checkpoint serves it; the old primary returns
   assert.deepEqual(await read(pair, late, 3), [first]);
   assert.equal((await pair.status('alpha')).role, 'secondary');
   assert.notEqual(await checkpointOf(pair, 'alpha'), undefined);
+});
+
+test('pair 15, 16: after a failover to the checkpoint both change roles again and again, and make checkpoints', async () => {
+  const pair = await paired(15);
+  await writeSome(pair, 'alpha');
+  await pair.command('alpha', 'pair-checkpoint');
+  await loseAlpha(pair);
+  await pair.command('beta', 'pair-failover', { to: 'checkpoint' });
+  await pair.until(() => pair.phase('beta') === 'alone');
+  await pair.start('alpha');
+  await pair.inStep();
+  for (const side of ['alpha', 'beta'] as const) {
+    await pair.command(side, 'pair-switch');
+    await pair.inStep();
+    await writeSome(pair, side);
+    await pair.command(side, 'pair-checkpoint');
+    pair.assertEqual();
+  }
+});
+
+test('pair 13: lock-step on one side only is refused on both', async () => {
+  const pair = new PairWorld(14, overlays());
+  await pair.start('alpha');
+  await pair.start('beta', { mode: 'lock-step', acknowledge: 'local' });
+  await pair.until(() => sideNames.every((side) => /lock-step/.test(pair.side(side).daemon.state.refusal ?? '')));
 });
 
 test('pair 14: failover goes to the latest write if nothing else is said, and what led back from it is gone', async () => {
