@@ -46,18 +46,48 @@ export interface RecordHeader {
   payloadBytes: number;
 }
 
-/**
- * Writes the header for the payload, which already stands in `record` behind it, and returns the record's chain value.
- * @param record header and payload, exactly
- */
+/** Memory in which records are made, one after the other. Its views are kept: they cost as much as an encoding. */
+export class RecordBuffer {
+  /** bytes of the longest payload */
+  readonly payloadBytesMax: number;
+  readonly view: DataView;
+  /** what the header check is over */
+  readonly checked: Uint8Array;
+  readonly checksum: Uint8Array;
+  /** the record that is in the making, and its payload */
+  record: Uint8Array;
+  payload: Uint8Array;
+  private readonly memory: Uint8Array;
+
+  constructor(payloadBytesMax: number) {
+    this.memory = new Uint8Array(recordHeaderBytes + payloadBytesMax);
+    this.payloadBytesMax = payloadBytesMax;
+    this.view = viewOf(this.memory);
+    this.checked = this.memory.subarray(0, headerCheckAt);
+    this.checksum = this.memory.subarray(checksumAt, chainAt);
+    this.record = this.memory;
+    this.payload = this.memory.subarray(recordHeaderBytes);
+  }
+
+  /** Begins a record with a copy of `payload`, which is at most `payloadBytesMax` long. */
+  begin(payload: Uint8Array): void {
+    if (this.payload.length !== payload.length) {
+      this.record = this.memory.subarray(0, recordHeaderBytes + payload.length);
+      this.payload = this.record.subarray(recordHeaderBytes);
+    }
+    this.payload.set(payload);
+  }
+}
+
+/** Writes the header of the record that was begun in `buffer`, and returns its chain value. */
 export function encodeRecord(
   hash: Hash64,
-  record: Uint8Array,
+  buffer: RecordBuffer,
   header: RecordHeader,
   salt: bigint,
   previousChain: bigint,
 ): bigint {
-  const view = viewOf(record);
+  const { view } = buffer;
   view.setUint32(0, recordMagic);
   view.setUint32(4, header.kind);
   putU64(view, 8, header.sequence);
@@ -67,10 +97,10 @@ export function encodeRecord(
   putU64(view, 40, header.syncedTo);
   view.setUint32(48, header.payloadBytes);
   view.setUint32(52, 0);
-  const headerCheck = hash(record.subarray(0, headerCheckAt), salt);
+  const headerCheck = hash(buffer.checked, salt);
   view.setBigUint64(headerCheckAt, headerCheck);
-  view.setBigUint64(checksumAt, hash(record.subarray(recordHeaderBytes), headerCheck));
-  const chain = hash(record.subarray(checksumAt, chainAt), previousChain);
+  view.setBigUint64(checksumAt, hash(buffer.payload, headerCheck));
+  const chain = hash(buffer.checksum, previousChain);
   view.setBigUint64(chainAt, chain);
   return chain;
 }

@@ -23,6 +23,7 @@ import { type Hash64, loadHash64 } from '../util/xxhash.ts';
 import {
   alignUp,
   encodeRecord,
+  RecordBuffer,
   type RecordHeader,
   type RecordKind,
   recordHeaderBytes,
@@ -37,6 +38,8 @@ import { type Life, livesMax, readSuperblock, type Superblock, superblockAreaByt
 import { SuperblockStore } from './record-superblock-store.ts';
 import { LogSync } from './record-sync.ts';
 
+/** bytes of the payloads that the memory for records has room for, at least */
+const scratchBytesMin = 65536;
 const fresh = { clean: true, sequence: 0, lives: [], syncedTo: 0 };
 
 export class RecordLog {
@@ -73,7 +76,7 @@ export class RecordLog {
   private droppedBytes = 0;
   /** the last append that is not done yet */
   private lastUnderWay: Promise<void> | null = null;
-  private scratch: Uint8Array | null = null;
+  private scratch: RecordBuffer | null = null;
   private readonly header: RecordHeader;
 
   private constructor(
@@ -186,9 +189,9 @@ export class RecordLog {
     const size = recordHeaderBytes + payload.length;
     if (!this.appending || this.tail + size > this.limit) this.beginLife(size);
     const position = this.tail;
-    const record = this.takeScratch(size).subarray(0, size);
+    const buffer = this.takeScratch(payload.length);
     // The one copy: header and payload leave in one write, and the caller has its bytes back.
-    record.set(payload, recordHeaderBytes);
+    buffer.begin(payload);
     const { header } = this;
     header.kind = kind;
     header.sequence += 1;
@@ -197,15 +200,15 @@ export class RecordLog {
     header.length = length;
     header.syncedTo = this.syncs.syncedTo;
     header.payloadBytes = payload.length;
-    this.chain = encodeRecord(this.hash, record, header, this.salt, this.chain);
+    this.chain = encodeRecord(this.hash, buffer, header, this.salt, this.chain);
     this.tail = position + size;
     this.appendedAt = position + recordHeaderBytes;
-    return this.writeOut(position, record);
+    return this.writeOut(position, buffer.record);
   }
 
-  private takeScratch(size: number): Uint8Array {
-    if (this.scratch === null || this.scratch.length < size) {
-      this.scratch = new Uint8Array(Math.max(size, recordHeaderBytes + 65536));
+  private takeScratch(payloadBytes: number): RecordBuffer {
+    if (this.scratch === null || this.scratch.payloadBytesMax < payloadBytes) {
+      this.scratch = new RecordBuffer(Math.max(payloadBytes, scratchBytesMin));
     }
     return this.scratch;
   }
