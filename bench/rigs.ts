@@ -47,6 +47,12 @@ export const qemuRig: RigKind = {
   overlay: { driver: 'qcow2' },
 };
 
+/** Daemons that run: they end with the measurement, however that ends, a signal and a fault of its own included. */
+const running = new Set<ChildProcess>();
+process.once('exit', () => {
+  for (const child of running) child.kill('SIGKILL');
+});
+
 /** One daemon. */
 class Side {
   readonly qmp: QmpClient;
@@ -62,13 +68,13 @@ class Side {
   static async start(host: Host, kind: RigKind, socket: string): Promise<Side> {
     const [program = '', ...args] = kind.command(socket);
     const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'inherit'] });
-    // However the measurement ends, a signal and a fault of its own included.
-    process.once('exit', () => child.kill('SIGKILL'));
+    running.add(child);
     let over = false;
     const exited = new Promise<void>((resolve) => {
       for (const event of ['close', 'error'] as const) {
         child.once(event, () => {
           over = true;
+          running.delete(child);
           resolve();
         });
       }
