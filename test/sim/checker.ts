@@ -104,12 +104,19 @@ export class Checker {
 
   /**
    * A side's durable record as a primary, each time it changes. `base` is the id that it held before.
-   * A going alone or a start leaves a generation; a promotion takes over what a holder of its base has.
+   * A going alone or a start leaves a generation; a promotion takes over what a holder of its base has, or what it
+   * `chose`.
    * @returns true if it is a promotion, after which the disks can be looked at
    */
-  primaryAt(side: string, generation: string, base: string | null): boolean {
+  primaryAt(side: string, generation: string, base: string | null, chose: () => GroupModel | null): boolean {
     const at = this.#at.get(side);
     if (at === generation) return false;
+    const chosen = chose();
+    if (chosen !== null) {
+      this.sides.set(side, chosen);
+      this.#at.set(side, generation);
+      return true;
+    }
     const owner = [...this.#at].find(([other, id]) => other !== side && id === base)?.[0];
     let promoted = false;
     if (at !== undefined && at === base) {
@@ -144,6 +151,8 @@ export function fill(block: Uint8Array, version: number): Uint8Array {
 /** The versions that stand in a block: several in one that was torn; a word at a tear may show one that never was. */
 export function versionsIn(block: Uint8Array): number[] {
   const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
+  // The same word all the way through, almost always.
+  if (Buffer.compare(block.subarray(4), block.subarray(0, -4)) === 0) return [view.getUint32(0)];
   const versions = new Set<number>();
   for (let at = 0; at < block.length; at += 4) versions.add(view.getUint32(at));
   return [...versions];

@@ -3,21 +3,30 @@
  * from one seed. In the end everything is mended, both sides come in step, hold the same bytes, and no promise is
  * broken.
  */
-import assert from 'node:assert/strict';
-import { otherSide, PairWorld, type SideName, sideNames, type User } from './pair-world.ts';
+import type { PairConfig } from '../../src/pair/config.ts';
+import { PairHands } from './pair-lives-hands.ts';
+import { PairUsers } from './pair-lives-users.ts';
+import { otherSide, PairWorld, type SideName, sideNames } from './pair-world.ts';
 import { SeededRandom } from './random.ts';
 
 export interface LifeOptions {
   readonly verbose?: boolean;
   /** how many things happen */
   readonly troubles?: number;
+  /** else the seed chooses */
+  readonly kind?: LifeKind;
 }
+
+const lifeKinds = ['mirror', 'standby', 'standby', 'lock-step'] as const;
+export type LifeKind = (typeof lifeKinds)[number];
 
 export interface LifeResult {
   readonly seed: number;
   readonly writes: number;
   readonly flushes: number;
   readonly troubles: readonly string[];
+  /** checkpoints made, blocks of their views that were compared, promotions */
+  readonly checkpoints: { readonly made: number; readonly viewed: number; readonly promotions: number };
 }
 
 export async function live(seed: number, options: LifeOptions = {}): Promise<LifeResult> {
@@ -28,7 +37,9 @@ export async function live(seed: number, options: LifeOptions = {}): Promise<Lif
     const lines = life.pair.log.slice(-60).join('\n');
     throw new Error(`seed ${seed}: ${error instanceof Error ? error.stack : String(error)}\n${lines}`);
   }
-  return { seed, writes: life.writes, flushes: life.flushes, troubles: life.troubles };
+  const { troubles, pair, users } = life;
+  const { writes, flushes } = users;
+  return { seed, writes, flushes, troubles, checkpoints: pair.checkpoints.counts };
 }
 
 const sides = ['alpha', 'beta'] as const;
@@ -63,52 +74,72 @@ const troubleKinds = [
   'lose somebody in a switch',
 ] as const;
 
+/** What can happen, besides, where checkpoints are kept. */
+const checkpointTroubles = [
+  'checkpoint',
+  'checkpoint',
+  'back to the checkpoint',
+  'back to the checkpoint',
+  'back to the checkpoint',
+  'lose somebody in a resync',
+  'lose somebody in a resync',
+  'lose somebody in a resync',
+  'little space',
+  'lose somebody in a checkpoint',
+] as const;
+
 class Life {
   readonly pair: PairWorld;
   readonly random: SeededRandom;
   readonly troubles: string[] = [];
   readonly troublesWanted: number;
-  writes = 0;
-  flushes = 0;
-  /** how often users flush, and how often they rest */
-  readonly #flushShare: number;
-  readonly #pauses: number;
-  #over = false;
-  #failure: unknown = null;
-  readonly #users = new Set<User>();
-  /** users have little to do: what matters is over */
-  #calm = false;
-  /** users do not write: the last comparison */
-  #quiet = false;
+  readonly kind: LifeKind;
+  readonly users: PairUsers;
+  readonly hands: PairHands;
 
   constructor(seed: number, options: LifeOptions) {
     this.random = new SeededRandom(seed * 7919 + 13);
     const disks = ['disk0', 'disk1', 'disk2'].slice(0, this.random.pick([1, 1, 2, 3]));
     this.troublesWanted = options.troubles ?? 1 + this.random.below(6);
-    this.#flushShare = this.random.pick([0.01, 0.05, 0.2]);
-    this.#pauses = this.random.pick([0, 0.02, 0.2]);
+    this.kind = options.kind ?? this.random.pick(lifeKinds);
     this.pair = new PairWorld(seed, {
       disks,
+      sound: true,
       ...(options.verbose === undefined ? {} : { verbose: options.verbose }),
       config: {
         heartbeatMs: 100,
         peerTimeoutMs: 500,
         stallMsMax: 400,
         windowBytes: this.random.pick([16384, 65536, 1 << 20]),
+        ...(this.kind === 'mirror' ? {} : this.#overlays(this.kind)),
       },
     });
+    this.users = new PairUsers(this.pair, this.random);
+    this.hands = new PairHands(this.pair, this.random, this.users);
+  }
+
+  #overlays(kind: 'standby' | 'lock-step'): Partial<PairConfig> {
+    const { random } = this;
+    return {
+      store: 'overlays',
+      mode: kind,
+      acknowledge: kind === 'lock-step' ? 'local' : 'flush',
+      checkpointMs: random.pick([null, 150, 500, 1000]),
+      overlays: { folder: '/data', sync: random.chance(0.7) },
+      resync: random.pick(['give-up-checkpoint', 'keep-checkpoint']),
+    };
   }
 
   async run(): Promise<void> {
     const { pair } = this;
     for (const side of this.random.chance(0.5) ? sideNames : [...sideNames].reverse()) await pair.start(side);
-    for (const disk of pair.disks) void this.#useDisk(disk).catch((error: unknown) => this.#fail(error));
-    if (this.random.chance(0.7)) await this.#until(() => this.#inStep());
+    this.users.start();
+    if (this.random.chance(0.7)) await this.hands.until(() => this.hands.inStep());
     for (let count = 0; count < this.troublesWanted; count++) {
-      await this.#pass(this.random.pick([5, 50, 300, 2000]) * this.random.fraction());
+      await this.hands.pass(this.random.pick([5, 50, 300, 2000]) * this.random.fraction());
       await this.#trouble();
     }
-    await this.#mend();
+    await this.hands.mend();
   }
 
   // ---------------------------------------------------------------- troubles
@@ -116,35 +147,36 @@ class Life {
   async #trouble(): Promise<void> {
     const { pair, random } = this;
     const side = random.pick(['alpha', 'beta'] as const);
-    const kind = random.pick(troubleKinds);
+    const more = this.hands.keepsCheckpoints && random.chance(0.5);
+    const kind = more ? random.pick(checkpointTroubles) : random.pick(troubleKinds);
     this.troubles.push(`${kind} ${side}`);
     pair.say('test', `${kind} ${side}`);
     switch (kind) {
       case 'kill':
       case 'power':
-        return this.#end(side, kind);
+        return this.hands.end(side, kind);
       case 'both':
-        this.#end(side, 'power');
-        return this.#end(otherSide(side), random.pick(['kill', 'power'] as const));
+        this.hands.end(side, 'power');
+        return this.hands.end(otherSide(side), random.pick(['kill', 'power'] as const));
       case 'kill at io':
       case 'power at io':
-        return this.#endAtIo(side, kind === 'kill at io' ? 'kill' : 'power');
+        return this.hands.endAtIo(side, kind === 'kill at io' ? 'kill' : 'power');
       case 'cut':
         return pair.world.cut('alpha', 'beta');
       case 'heal':
         return pair.world.heal('alpha', 'beta');
       case 'hang':
-        return this.#hang(side);
+        return this.hands.hang(side);
       case 'stop':
-        return this.#stop(side);
+        return this.hands.stop(side);
       case 'restart':
-        return this.#restart(side);
+        return this.hands.restart(side);
       case 'failover':
-        return this.#command(side, 'pair-failover');
+        return this.hands.failOver(side);
       case 'switch':
-        return this.#command(side, 'pair-switch');
+        return this.hands.command(side, 'pair-switch');
       case 'alone':
-        return this.#command(side, 'pair-start', { alone: true });
+        return this.hands.command(side, 'pair-start', { alone: true });
       case 'lose the primary':
         return this.#losePrimary();
       case 'cut and fail over':
@@ -155,289 +187,143 @@ class Life {
         return this.#stopAndStart();
       case 'lose somebody in a switch':
         return this.#switchAndLose(side);
+      case 'checkpoint':
+        return this.hands.checkpoint(side);
+      case 'back to the checkpoint':
+        return this.#backToCheckpoint();
+      case 'lose somebody in a resync':
+        return this.#resyncAndLose(side);
+      case 'lose somebody in a checkpoint':
+        return this.#checkpointAndLose(side);
+      case 'little space':
+        return this.#littleSpace(side);
     }
   }
 
   // ---- what usually follows on what
 
-  get #primary(): SideName {
-    return (
-      sideNames.find((side) => this.pair.world.isAlive(side) && this.pair.sides.get(side)?.daemon.state.serving) ??
-      'alpha'
-    );
-  }
-
   async #losePrimary(): Promise<void> {
-    const primary = this.#primary;
-    if (this.random.chance(0.5)) await this.#endAtIo(primary, this.random.pick(['kill', 'power'] as const));
-    else this.#end(primary, this.random.pick(['kill', 'power'] as const));
-    await this.#pass(this.random.fraction() * 1500);
+    const primary = this.hands.primary;
+    if (this.random.chance(0.5)) await this.hands.endAtIo(primary, this.random.pick(['kill', 'power'] as const));
+    else this.hands.end(primary, this.random.pick(['kill', 'power'] as const));
+    await this.hands.pass(this.random.fraction() * 1500);
     const other = otherSide(primary);
-    if (this.random.chance(0.3)) await this.#endAtIo(other, 'power');
-    await this.#restart(other);
-    await this.#command(other, 'pair-failover');
-    await this.#pass(this.random.fraction() * 1000);
-    if (this.random.chance(0.7)) await this.#restart(primary);
+    if (this.random.chance(0.3)) await this.hands.endAtIo(other, 'power');
+    await this.hands.restart(other);
+    await this.hands.failOver(other);
+    await this.hands.pass(this.random.fraction() * 1000);
+    if (this.random.chance(0.7)) await this.hands.restart(primary);
   }
 
   async #cutAndFailOver(): Promise<void> {
-    const primary = this.#primary;
+    const primary = this.hands.primary;
     this.pair.world.cut('alpha', 'beta');
-    if (this.random.chance(0.4)) await this.#endAtIo(primary, this.random.pick(['kill', 'power'] as const));
-    await this.#pass(this.random.fraction() * 1500);
-    await this.#command(otherSide(primary), 'pair-failover');
-    await this.#pass(this.random.fraction() * 500);
+    if (this.random.chance(0.4)) await this.hands.endAtIo(primary, this.random.pick(['kill', 'power'] as const));
+    await this.hands.pass(this.random.fraction() * 1500);
+    await this.hands.failOver(otherSide(primary));
+    await this.hands.pass(this.random.fraction() * 500);
     if (this.random.chance(0.7)) this.pair.world.heal('alpha', 'beta');
   }
 
   /** The other side comes back and is brought into step, if it is left in peace. */
   async #loseSecondary(): Promise<void> {
-    const primary = this.#primary;
+    const primary = this.hands.primary;
     const other = otherSide(primary);
-    this.#end(other, this.random.pick(['kill', 'power', 'power'] as const));
-    await this.#pass(this.random.fraction() * 300);
-    await this.#restart(other);
+    this.hands.end(other, this.random.pick(['kill', 'power', 'power'] as const));
+    await this.hands.pass(this.random.fraction() * 300);
+    await this.hands.restart(other);
     if (this.random.chance(0.5))
-      await this.#endAtIo(this.random.pick(sides), this.random.pick(['kill', 'power'] as const));
-    await this.#pass(this.random.fraction() * 600);
-    if (this.random.chance(0.3)) await this.#command(other, 'pair-failover');
+      await this.hands.endAtIo(this.random.pick(sides), this.random.pick(['kill', 'power'] as const));
+    await this.hands.pass(this.random.fraction() * 600);
+    if (this.random.chance(0.3)) await this.hands.failOver(other);
   }
 
   async #stopAndStart(): Promise<void> {
-    const first = this.random.chance(0.7) ? this.#primary : otherSide(this.#primary);
-    await this.#stop(first);
-    if (this.random.chance(0.7)) await this.#stop(otherSide(first));
-    await this.#pass(this.random.fraction() * 300);
-    await this.#restart(first);
-    await this.#restart(otherSide(first));
-    await this.#pass(this.random.fraction() * 600);
-    if (this.random.chance(0.4)) this.#end(this.#primary, 'power');
+    const first = this.random.chance(0.7) ? this.hands.primary : otherSide(this.hands.primary);
+    await this.hands.stop(first);
+    if (this.random.chance(0.7)) await this.hands.stop(otherSide(first));
+    await this.hands.pass(this.random.fraction() * 300);
+    await this.hands.restart(first);
+    await this.hands.restart(otherSide(first));
+    await this.hands.pass(this.random.fraction() * 600);
+    if (this.random.chance(0.4)) this.hands.end(this.hands.primary, 'power');
   }
 
   async #switchAndLose(side: SideName): Promise<void> {
-    for (let waited = 0; waited < 20 && !this.#inStep(); waited++) await this.#pass(100);
-    const ending = this.random.chance(0.6) ? this.#endAtIo(side, this.random.pick(['kill', 'power'] as const)) : null;
+    for (let waited = 0; waited < 20 && !this.hands.inStep(); waited++) await this.hands.pass(100);
+    const ending = this.random.chance(0.6)
+      ? this.hands.endAtIo(side, this.random.pick(['kill', 'power'] as const))
+      : null;
     const asked = this.random.pick(sides);
     const daemon = this.pair.world.isAlive(asked) ? this.pair.sides.get(asked)?.daemon : undefined;
     void daemon?.execute(this.random.pick(['pair-switch', 'pair-failover'])).catch(() => undefined);
     await ending;
-    await this.#pass(this.random.fraction() * 500);
-    if (this.random.chance(0.3)) await this.#command(otherSide(side), 'pair-failover');
+    await this.hands.pass(this.random.fraction() * 500);
+    if (this.random.chance(0.3)) await this.hands.failOver(otherSide(side));
+  }
+
+  // ---- checkpoints
+
+  async #checkpointAndLose(side: SideName): Promise<void> {
+    for (let waited = 0; waited < 20 && !this.hands.inStep(); waited++) await this.hands.pass(100);
+    const ending = this.hands.endAtIo(side, this.random.pick(['kill', 'power'] as const));
+    for (let count = 0; count < 3; count++) void this.hands.checkpoint(this.random.pick(sides)).catch(() => undefined);
+    await ending;
+    await this.hands.pass(this.random.fraction() * 100);
+    await this.hands.restart(side);
+  }
+
+  /** The primary is lost; the other side goes back to its checkpoint, and may die on the way, more than once. */
+  async #backToCheckpoint(): Promise<void> {
+    if (this.random.chance(0.5)) await this.hands.checkpoint(this.random.pick(sides));
+    await this.hands.pass(this.random.fraction() * 400);
+    const primary = this.hands.primary;
+    const other = otherSide(primary);
+    if (this.random.chance(0.7)) this.hands.end(primary, this.random.pick(['kill', 'power'] as const));
+    else this.pair.world.cut('alpha', 'beta');
+    await this.hands.pass(this.random.fraction() * 1500);
+    const endings = this.random.pick([0, 0, 1, 2]);
+    const first = endings > 0 ? this.hands.endAtIo(other, this.random.pick(['kill', 'power'] as const)) : null;
+    await this.hands.restart(other);
+    await this.hands.command(other, 'pair-failover', { to: 'checkpoint' });
+    await first;
+    await this.hands.restart(other);
+    if (endings > 1) {
+      await this.hands.endAtIo(other, this.random.pick(['kill', 'power'] as const));
+      await this.hands.restart(other);
+    }
+    if (this.random.chance(0.3)) await this.hands.command(other, 'pair-failover', { to: 'checkpoint' });
+    await this.hands.pass(this.random.fraction() * 1000);
+    if (this.random.chance(0.7)) await this.hands.restart(primary);
+    if (this.random.chance(0.7)) this.pair.world.heal('alpha', 'beta');
+  }
+
+  /** The other side is away for a while, comes back, and one of the two is lost while it is brought into step. */
+  async #resyncAndLose(side: SideName): Promise<void> {
+    const other = otherSide(this.hands.primary);
+    if (this.random.chance(0.5)) this.pair.world.cut('alpha', 'beta');
+    else this.hands.end(other, this.random.pick(['kill', 'power'] as const));
+    await this.hands.pass(this.random.fraction() * 1500);
+    this.pair.world.heal('alpha', 'beta');
+    await this.hands.restart(other);
+    for (let waited = 0; waited < 400 && this.pair.phase(other) !== 'syncing'; waited++) await this.hands.pass(10);
+    await this.hands.pass(this.random.fraction() * this.random.pick([10, 100]));
+    if (this.random.chance(0.5)) await this.hands.endAtIo(side, this.random.pick(['kill', 'power'] as const));
+    else this.hands.end(side, this.random.pick(['kill', 'power'] as const));
+    await this.hands.pass(this.random.fraction() * 300);
+    if (this.random.chance(0.7)) await this.hands.restart(side);
+    if (this.random.chance(0.4)) await this.hands.failOver(other);
+  }
+
+  async #littleSpace(side: SideName): Promise<void> {
+    const disk = this.pair.world.machine(side)?.disk;
+    if (disk !== undefined) disk.freeBytes = this.random.pick([0, 100_000, 1_000_000]);
+    if (this.random.chance(0.5)) await this.#resyncAndLose(side);
   }
 
   // ---- single things
 
-  async #hang(side: SideName): Promise<void> {
-    if (!this.pair.world.isAlive(side)) return;
-    this.pair.world.hang(side);
-    await this.#pass(this.random.fraction() * 1500);
-    if (this.pair.world.isAlive(side)) this.pair.world.resume(side);
-  }
-
-  #end(side: SideName, how: 'kill' | 'power'): void {
-    if (!this.pair.world.isAlive(side)) return;
-    if (how === 'kill') this.pair.kill(side);
-    else this.pair.powerCut(side, this.random.pick([{}, { loseUnsynced: true }]));
-    this.#abandon(side);
-  }
-
-  /** The process ends in the middle of one of its next I/Os. */
-  async #endAtIo(side: SideName, how: 'kill' | 'power'): Promise<void> {
-    const { world } = this.pair;
-    let left = 1 + this.random.below(this.random.pick([5, 40, 200]));
-    world.onIo((_n, host) => {
-      if (host !== side || --left > 0) return;
-      world.onIo(null);
-      this.#end(side, how);
-    });
-    await this.#pass(500);
-    world.onIo(null);
-  }
-
-  async #stop(side: SideName): Promise<void> {
-    const one = this.pair.sides.get(side);
-    if (one === undefined || !this.pair.world.isAlive(side)) return;
-    const stopped = one.daemon.stop().then(() => one.engine.close());
-    await this.#settled(stopped, side);
-    if (!this.pair.world.isAlive(side)) return;
-    this.pair.kill(side);
-    this.#abandon(side);
-  }
-
-  async #restart(side: SideName): Promise<void> {
-    if (this.pair.world.isAlive(side)) return;
-    this.pair.say('test', `restart ${side}`);
-    await this.#settled(this.pair.begin(side), side);
-  }
-
-  async #command(side: SideName, command: string, args: Record<string, unknown> = {}): Promise<void> {
-    const { pair } = this;
-    const one = pair.sides.get(side);
-    if (!pair.world.isAlive(side) || one === undefined) return;
-    const answer = (one.daemon.execute(command, args) as Promise<{ text: string }>).then(
-      ({ text }) => pair.say(side, `${command}: ${text}`),
-      (error: unknown) => pair.say(side, `${command}: refused: ${String(error)}`),
-    );
-    await this.#settled(answer, side);
-  }
-
-  /** Waits until it has settled, or its process is gone; something that never ends is a failure. */
-  async #settled(promise: Promise<unknown>, side: SideName): Promise<void> {
-    let settled = false;
-    promise.then(
-      () => {
-        settled = true;
-      },
-      (error: unknown) => {
-        settled = true;
-        if (this.pair.world.isAlive(side)) this.#fail(error);
-      },
-    );
-    await this.#until(() => settled || !this.pair.world.isAlive(side));
-  }
-
   // ---------------------------------------------------------------- the end
 
-  /** Everything is repaired, people decide what only they can, and both sides come in step. */
-  async #mend(): Promise<void> {
-    const { pair } = this;
-    pair.say('test', 'mend');
-    this.#calm = true;
-    pair.world.onIo(null);
-    pair.world.heal('alpha', 'beta');
-    for (const side of sideNames) await this.#restart(side);
-    for (let attempt = 0; attempt < 30 && !this.#inStep(); attempt++) {
-      for (let waited = 0; waited < 40 && !this.#inStep(); waited++) await this.#pass(100);
-      if (!this.#inStep()) await this.#decide();
-    }
-    // A link that was cut may break some time later: in step means in step for a while.
-    for (let calm = 0; calm < 20; calm++) {
-      if (!this.#inStep()) calm = 0;
-      await this.#until(() => this.#inStep());
-      await this.#pass(200);
-    }
-    this.#quiet = true;
-    await this.#until(() => [...this.#users].every((user) => user.idle));
-    const primary = sideNames.find((side) => pair.phase(side) === 'in-step');
-    assert.ok(primary !== undefined, 'still in step');
-    for (const disk of pair.disks) {
-      const user = await pair.connect(primary, disk);
-      await pair.world.complete(user.verifyAll());
-      await pair.world.complete(user.flush());
-    }
-    assert.equal(pair.phase(primary), 'in-step');
-    pair.assertEqual();
-    this.#over = true;
-  }
-
-  async #decide(): Promise<void> {
-    for (const side of sideNames) {
-      const status = await this.pair.status(side);
-      if (status.splitBrain !== null) {
-        await this.#command(side, 'pair-resolve', { keep: this.random.pick(['alpha', 'beta']) });
-        return;
-      }
-    }
-    const notices = sideNames.map((side) => this.pair.sides.get(side)?.daemon.state.refusal ?? '');
-    const wanted = notices.map((text) => /`failover` on (\w+)/.exec(text)?.[1]).find((name) => name !== undefined);
-    if (wanted !== undefined) await this.#command(wanted as SideName, 'pair-failover');
-  }
-
-  #inStep(): boolean {
-    const phases = sideNames.map((side) => this.pair.phase(side));
-    return phases.includes('in-step') && phases.includes('following');
-  }
-
-  async #pass(ms: number): Promise<void> {
-    await this.pair.world.runFor(ms);
-    this.#failure ??= this.pair.failure;
-    if (this.#failure !== null) throw this.#failure;
-  }
-
-  async #until(condition: () => boolean): Promise<void> {
-    await this.pair.until(() => condition() || this.#failure !== null);
-    if (this.#failure !== null) throw this.#failure;
-  }
-
-  #fail(error: unknown): void {
-    this.#failure ??= error;
-  }
-
   // ---------------------------------------------------------------- users
-
-  #abandon(side: SideName): void {
-    for (const user of this.#users) if (user.side === side) user.abandon();
-  }
-
-  /** One user of one disk: goes to whoever serves it, checks what it finds, then writes, flushes and reads. */
-  async #useDisk(disk: string): Promise<void> {
-    const { pair } = this;
-    while (!this.#over) {
-      await pair.sleep(20 + this.random.fraction() * (this.#calm ? 400 : 50));
-      if (this.#quiet) continue;
-      const serving = sideNames.filter(
-        (side) => pair.world.isAlive(side) && pair.sides.get(side)?.daemon.state.serving,
-      );
-      if (serving.length === 0) continue;
-      const side = serving[this.random.below(serving.length)] ?? 'alpha';
-      let user: User;
-      try {
-        user = await pair.openUser(side, disk);
-      } catch {
-        continue;
-      }
-      this.#users.add(user);
-      try {
-        await user.unlessGone(user.verify());
-        await this.#work(user);
-      } catch (error) {
-        if (!user.closed && !user.abandoned) throw error;
-      } finally {
-        user.abandon();
-        this.#users.delete(user);
-        void user.client.close().catch(() => undefined);
-      }
-    }
-  }
-
-  async #work(user: User): Promise<void> {
-    const { random } = this;
-    const flying = new Set<Promise<void>>();
-    let failed: unknown = null;
-    const begin = (promise: Promise<unknown>): void => {
-      const one: Promise<void> = promise.then(
-        () => void flying.delete(one),
-        (error: unknown) => {
-          flying.delete(one);
-          failed ??= error;
-        },
-      );
-      flying.add(one);
-    };
-    for (;;) {
-      if (failed !== null) throw failed;
-      if (user.abandoned || user.closed) return;
-      if (this.#quiet || this.#over) {
-        await user.unlessGone(Promise.all(flying));
-        if (failed !== null) throw failed;
-        return;
-      }
-      if (flying.size >= 4) await user.unlessGone(Promise.race(flying));
-      // Some blocks are written often, most of them seldom.
-      const block = Math.floor(user.blocks * random.fraction() ** 2);
-      const count = block % 2 === 0 ? random.pick([1, 2]) : 1;
-      const free = !user.isBusy(block) && (count === 1 || !user.isBusy(block + 1));
-      const what = random.fraction();
-      if (what < 0.6 && free) {
-        this.writes++;
-        begin(user.write(block, count));
-      } else if (what < 0.6 + this.#flushShare) {
-        this.flushes++;
-        begin(user.flush());
-      } else if (free) begin(user.verifyOne(block));
-      else await this.pair.sleep(random.fraction() * 10);
-      if (random.chance(this.#pauses)) await this.pair.sleep(random.fraction() * 2000);
-      if (this.#calm || random.chance(0.3)) await this.pair.sleep(random.fraction() * (this.#calm ? 200 : 20));
-    }
-  }
 }

@@ -8,10 +8,13 @@ import type { Host } from '../../src/host/host.ts';
 import { NbdClient } from '../../src/nbd/client.ts';
 import { type PairConfig, pairDefaults } from '../../src/pair/config.ts';
 import { PairDaemon } from '../../src/pair/daemon.ts';
+import type { GroupRecord } from '../../src/pair/generation.ts';
 import type { PairStatus } from '../../src/qmp/schema/pair.ts';
 import { deferred } from '../../src/util/later.ts';
 import { loadXxhash } from '../../src/util/xxhash.ts';
 import { blockBytes, Checker, type DiskModel, diskBytesFor, fill, isMixOf, offsetOf, versionsIn } from './checker.ts';
+import { CheckpointModel } from './checkpoint-model.ts';
+import type { SimInode } from './disk.ts';
 import { World, type WorldOptions } from './world.ts';
 
 export type SideName = 'alpha' | 'beta';
@@ -29,6 +32,8 @@ export interface PairWorldOptions extends WorldOptions {
   /** blocks of a disk that its user writes; default 64 */
   readonly blocks?: number;
   readonly config?: Partial<PairConfig>;
+  /** no file is damaged and no call fails: a checkpoint that is durable cannot be lost */
+  readonly sound?: boolean;
   /** prints every line that the daemons log */
   readonly verbose?: boolean;
 }
@@ -39,7 +44,7 @@ const user = 'user';
 // and a seed would not give the same run twice. It is compiled before any world runs.
 await loadXxhash();
 
-const nbdPort = 10809;
+export const nbdPort = 10809;
 
 export class PairWorld {
   readonly world: World;
@@ -47,10 +52,12 @@ export class PairWorld {
   readonly blocks: number;
   readonly diskBytes: number;
   readonly checker: Checker;
+  readonly checkpoints: CheckpointModel;
   readonly sides = new Map<SideName, Side>();
   readonly log: string[] = [];
   readonly #config: Partial<PairConfig>;
   readonly #verbose: boolean;
+  readonly sound: boolean;
 
   constructor(seed: number, options: PairWorldOptions = {}) {
     this.world = new World(seed, options.atOnce === undefined ? {} : { atOnce: options.atOnce });
@@ -59,8 +66,10 @@ export class PairWorld {
     this.diskBytes = diskBytesFor(this.blocks);
     this.checker = new Checker(this.disks, this.blocks);
     this.#config = options.config ?? {};
+    this.sound = options.sound ?? false;
     this.#verbose = options.verbose ?? process.env.PAIR_VERBOSE !== undefined;
     this.world.host(user);
+    this.checkpoints = new CheckpointModel(this);
   }
 
   config(side: SideName): PairConfig {
@@ -98,20 +107,26 @@ export class PairWorld {
     const fresh = this.world.machine(side) === undefined || this.world.isAlive(side);
     const host = fresh ? this.world.host(side) : this.world.restart(side);
     const engine = new Engine(host, drivers, { name: side });
+    const last = this.sides.get(side)?.daemon.state ?? null;
     let started: PairDaemon | null = null;
     const look = (): void => {
       if (started === null || this.sides.get(side)?.daemon !== started) return;
       const { record } = started.state;
       const id = record.generation?.id ?? null;
       if (record.role !== 'primary' || id === null) return;
-      if (this.checker.primaryAt(side, id, record.ancestors[0] ?? null)) this.#lookAtPromoted(side, id);
+      this.#lookAtPrimary(side, id, record);
     };
-    const daemon = await PairDaemon.start(host, engine, { ...this.config(side), ...config }, (line) =>
-      this.say(side, line.message),
-    );
+    this.checkpoints.starting(side);
+    const target = this.checkpoints.wrap(side, engine, () => started?.state ?? null);
+    const daemon = await PairDaemon.start(host, target, { ...this.config(side), ...config }, ({ message }) => {
+      this.say(side, message);
+      if (!message.startsWith('the last checkpoint is lost') || this.checkpoints.mayLose(side)) return;
+      if (this.sound) this.failure ??= new Error(`seed ${this.world.seed}: ${side}: ${message}`);
+    });
     started = daemon;
     const one = { host, engine, daemon };
     this.sides.set(side, one);
+    this.check(() => this.checkpoints.started(side, last, daemon.state));
     look();
     daemon.subscribe((event) => {
       if (event.event === 'PAIR_STATE') look();
@@ -122,16 +137,29 @@ export class PairWorld {
   /** A broken promise that was found while time passed: a test fails with it. */
   failure: unknown = null;
 
-  /** At its promotion its disks must hold what it is answerable for; after a proven switchover both are equal. */
-  #lookAtPromoted(side: SideName, id: string): void {
-    const other = this.sides.get(otherSide(side))?.daemon.state.record;
+  /** What fails in here is a broken promise. */
+  check(look: () => void): void {
     try {
-      const where = `seed ${this.world.seed}, promotion`;
-      for (const disk of this.disks) this.checker.look(side, disk, this.image(side, disk), where);
-      if (other?.handingOver?.id === id && other.cleanStop !== null) this.assertEqual();
+      look();
     } catch (error) {
       this.failure ??= error;
     }
+  }
+
+  /** At its promotion its disks must hold what it is answerable for; after a switchover that proved it, both are equal. */
+  #lookAtPrimary(side: SideName, id: string, record: GroupRecord): void {
+    const other = this.sides.get(otherSide(side))?.daemon.state.record;
+    const switchover = other?.handingOver?.id === id;
+    this.check(() => {
+      const promoted = this.checker.primaryAt(side, id, record.ancestors[0] ?? null, () =>
+        record.promoting === null ? null : this.checkpoints.promoted(side, record, switchover),
+      );
+      // On the way to a checkpoint the disks are between two states: users are shown the one.
+      if (!promoted || record.promoting === 'checkpoint') return;
+      const where = `seed ${this.world.seed}, promotion`;
+      for (const disk of this.disks) this.checker.look(side, disk, this.image(side, disk), where);
+      if (switchover && other.cleanStop !== null) this.assertEqual();
+    });
   }
 
   side(side: SideName): Side {
@@ -147,6 +175,7 @@ export class PairWorld {
 
   powerCut(side: SideName, how: { readonly loseUnsynced?: boolean } = {}): void {
     this.say(side, 'POWER CUT');
+    this.checkpoints.powerCut(side);
     this.world.powerCut(side, how);
   }
 
@@ -213,11 +242,19 @@ export class PairWorld {
 
   /** What the operating system of a side would read from an image now. */
   image(side: SideName, disk: string): Uint8Array {
+    const bytes = new Uint8Array(this.#imageOf(side, disk).size);
+    this.readImage(side, disk, 0, bytes);
+    return bytes;
+  }
+
+  readImage(side: SideName, disk: string, offset: number, into: Uint8Array): void {
+    this.#imageOf(side, disk).read(offset, into);
+  }
+
+  #imageOf(side: SideName, disk: string): SimInode {
     const inode = this.world.machine(side)?.disk.names.get(`/data/${disk}.img`);
     assert.ok(inode !== undefined, `${side} has no image of ${disk}`);
-    const bytes = new Uint8Array(inode.size);
-    inode.read(0, bytes);
-    return bytes;
+    return inode;
   }
 
   /** Both images hold the same bytes. */
@@ -274,15 +311,21 @@ export class User {
    * the client does.
    */
   async write(block: number, count = 1): Promise<number> {
-    const version = this.#pair.checker.nextVersion();
+    const { checker, checkpoints } = this.#pair;
+    const version = checker.nextVersion();
+    const { side, disk } = this;
     const model = this.#model;
     for (let at = block; at < block + count; at++) {
       this.#busy.add(at);
       model.issued(at, version);
+      checkpoints.issued(side, disk, at, version);
     }
     try {
       await this.client.write(offsetOf(block), fill(new Uint8Array(count * blockBytes), version), 0);
-      if (!this.abandoned) for (let at = block; at < block + count; at++) model.answered(at, version);
+      for (let at = block; at < block + count && !this.abandoned; at++) {
+        model.answered(at, version);
+        checkpoints.wasAnswered(side, disk, at, version);
+      }
     } finally {
       for (let at = block; at < block + count; at++) this.#busy.delete(at);
     }
@@ -293,7 +336,9 @@ export class User {
     const model = this.#model;
     const snapshot = [...model.current];
     await this.client.flush();
-    if (!this.abandoned) model.flushed(snapshot);
+    if (this.abandoned) return;
+    model.flushed(snapshot);
+    this.#pair.checkpoints.wasFlushed(this.side);
   }
 
   async read(block: number): Promise<number[]> {

@@ -1,0 +1,410 @@
+/**
+ * The model of checkpoints: what each checkpoint of each side holds, byte for byte, and what must be in it (pair.md 14,
+ * 17, 20 to 22; record-log.md 8, 9).
+ *
+ * When the engine of a secondary has prepared a checkpoint, all its disks hold still: the images at that moment are what
+ * the checkpoint of the next number is, should it become durable (which it may though the process dies before it
+ * knows). From then on whatever is passed off as that checkpoint is compared with them.
+ */
+import assert from 'node:assert/strict';
+import type { NbdClient } from '../../src/nbd/client.ts';
+import type { GroupRecord } from '../../src/pair/generation.ts';
+import type { PairState } from '../../src/pair/pair-state.ts';
+import type { QmpTarget } from '../../src/qmp/target.ts';
+import { blockBytes, DiskModel, fill, type GroupModel, offsetOf, versionsIn } from './checker.ts';
+import { otherSide, type PairWorld, type SideName, sideNames } from './pair-world.ts';
+
+/** by disk, by block: a version that must be there, or a later one */
+type Floor = ReadonlyMap<string, readonly number[]>;
+
+/** by disk: the bytes of all blocks that users write, one behind the other */
+type Images = ReadonlyMap<string, Uint8Array>;
+
+/** how many checkpoints of a side are remembered: one may be told of after others were made */
+const rememberedMax = 20;
+
+/** What the user of a secondary's view may find of its own writes in a block (lock-step). */
+interface OwnBlock {
+  /** oldest first */
+  versions: number[];
+  /** the checkpoint's own content may be there */
+  base: boolean;
+  /** a write that is not answered; its end is not known if the connection broke */
+  underWay: boolean;
+}
+
+const notOwn = (): OwnBlock => ({ versions: [], base: true, underWay: false });
+
+export class CheckpointModel {
+  readonly #pair: PairWorld;
+  readonly #snapshots = new Map<string, Images>();
+  /** counts the begins and ends of checkpoints of a side, and its starts: what was read across one says nothing */
+  readonly #changes = new Map<SideName, number>();
+  readonly #changing = new Set<SideName>();
+  /** sides whose machine lost its power since the last start was complete */
+  readonly #lostPower = new Set<SideName>();
+  /** by version: what had been flushed, over all disks, before it was issued */
+  readonly #floors = new Map<number, Floor>();
+  readonly #flushed = new Map<GroupModel, Floor>();
+  /** every version of a block that was ever issued */
+  readonly #issued = new Map<string, number[][]>();
+  /** what was answered to the users of a side since it last began to serve */
+  readonly #answered = new Map<SideName, Map<string, number[]>>();
+  readonly #own = new Map<SideName, Map<string, OwnBlock[]>>();
+  /** how many checkpoints there were, and how many blocks of views were compared */
+  readonly counts = { made: 0, viewed: 0, promotions: 0 };
+
+  constructor(pair: PairWorld) {
+    this.#pair = pair;
+    for (const disk of pair.disks) {
+      this.#issued.set(
+        disk,
+        Array.from({ length: pair.blocks }, () => [0]),
+      );
+    }
+    for (const side of sideNames) {
+      this.#forgetAnswers(side);
+      this.#forgetOwn(side);
+    }
+  }
+
+  // ---------------------------------------------------------------- checkpoints as they are made
+
+  /** The engine as its supervisor sees it. */
+  wrap(side: SideName, engine: QmpTarget, stateOf: () => PairState | null): QmpTarget {
+    return {
+      subscribe: (listener) => engine.subscribe(listener),
+      execute: async (command, args) => {
+        if (command === 'replication-prepare') {
+          this.#change(side, true);
+          try {
+            const prepared = await engine.execute(command, args);
+            this.#prepared(side, stateOf());
+            return prepared;
+          } catch (error) {
+            this.#change(side, false);
+            throw error;
+          }
+        }
+        if (command !== 'replication-commit' && command !== 'replication-abort') return engine.execute(command, args);
+        const before = this.#ownNow(side);
+        const answer = await engine.execute(command, args);
+        if (command === 'replication-commit') this.#emptied(side, before);
+        this.#change(side, false);
+        return answer;
+      },
+    };
+  }
+
+  #change(side: SideName, begins: boolean): void {
+    this.#changes.set(side, (this.#changes.get(side) ?? 0) + 1);
+    if (begins) this.#changing.add(side);
+    else this.#changing.delete(side);
+  }
+
+  #prepared(side: SideName, state: PairState | null): void {
+    if (state === null || !this.#pair.world.isAlive(side)) return;
+    const { record } = state;
+    if (record.role === 'primary') return;
+    const images = this.#imagesNow(side);
+    const number = record.checkpoints + 1;
+    this.#snapshots.delete(`${side} ${number - rememberedMax}`);
+    this.#snapshots.set(`${side} ${number}`, images);
+    this.counts.made++;
+    this.#pair.say(side, `prepared checkpoint ${number}`);
+    this.#pair.check(() => {
+      this.#checkCut(`${side}, checkpoint ${number}`, images);
+      if (state.phase === 'following' && state.checkpointFor !== null) this.#checkBarrier(side, number, images);
+    });
+  }
+
+  #imagesNow(side: SideName): Images {
+    return new Map(
+      this.#pair.disks.map((disk) => {
+        const blocks = new Uint8Array(this.#pair.blocks * blockBytes);
+        for (let block = 0; block < this.#pair.blocks; block++) {
+          this.#pair.readImage(side, disk, offsetOf(block), blockOf(blocks, block));
+        }
+        return [disk, blocks];
+      }),
+    );
+  }
+
+  /** A consistent cut (pair.md 22): what was flushed before a version was issued is there if the version is. */
+  #checkCut(where: string, images: Images): void {
+    const floors = new Map<Floor, number>();
+    for (const version of this.#versions(images)) {
+      const floor = this.#floors.get(version);
+      if (floor !== undefined) floors.set(floor, version);
+    }
+    for (const [floor, version] of floors) {
+      this.#checkFloor(`${where} has version ${version}, before which others had been flushed`, images, floor);
+    }
+  }
+
+  /** In lock-step writers wait until the checkpoint is made: nothing was answered that is not in it (pair.md 21). */
+  #checkBarrier(side: SideName, number: number, images: Images): void {
+    const other = otherSide(side);
+    if (this.#pair.config(side).mode !== 'lock-step' || this.#pair.phase(other) !== 'in-step') return;
+    this.#checkFloor(`${side}, checkpoint ${number}, as a barrier`, images, this.answered(other));
+  }
+
+  /** A checkpoint by command has what was answered before (pair.md 21). */
+  checkContains(side: SideName, number: number, floor: Floor): void {
+    this.#checkFloor(`${side}, checkpoint ${number} by command`, this.snapshot(side, number), floor);
+  }
+
+  #checkFloor(where: string, images: Images, floor: Floor): void {
+    for (const [disk, versions] of floor) {
+      const image = images.get(disk) ?? new Uint8Array(0);
+      for (const [block, least] of versions.entries()) {
+        const found = this.#versionsOf(disk, block, blockOf(image, block));
+        const { seed } = this.#pair.world;
+        if (found.some((version) => version < least)) {
+          assert.fail(`seed ${seed}: ${where}: ${disk} block ${block} has ${found.join('+')}, not yet ${least}`);
+        }
+      }
+    }
+  }
+
+  /** The versions in a block; a word at a tear that never was one does not count. */
+  #versionsOf(disk: string, block: number, bytes: Uint8Array): number[] {
+    const issued = this.#issued.get(disk)?.[block] ?? [];
+    return versionsIn(bytes).filter((version) => issued.includes(version));
+  }
+
+  *#versions(images: Images): Generator<number> {
+    for (const [disk, image] of images) {
+      for (let block = 0; block < this.#pair.blocks; block++)
+        yield* this.#versionsOf(disk, block, blockOf(image, block));
+    }
+  }
+
+  /** What the checkpoint of this number is. */
+  snapshot(side: SideName, number: number): Images {
+    const images = this.#snapshots.get(`${side} ${number}`);
+    assert.ok(images !== undefined, `seed ${this.#pair.world.seed}: ${side} never made a checkpoint ${number}`);
+    return images;
+  }
+
+  // ---------------------------------------------------------------- what users do
+
+  issued(side: SideName, disk: string, block: number, version: number): void {
+    this.#issued.get(disk)?.[block]?.push(version);
+    const model = this.#pair.checker.model(side);
+    let floor = this.#flushed.get(model);
+    if (floor === undefined) {
+      floor = new Map([...model].map(([name, { allowed }]) => [name, allowed.map(([oldest]) => oldest ?? 0)]));
+      this.#flushed.set(model, floor);
+    }
+    this.#floors.set(version, floor);
+  }
+
+  wasAnswered(side: SideName, disk: string, block: number, version: number): void {
+    const versions = this.#answered.get(side)?.get(disk);
+    if (versions !== undefined) versions[block] = version;
+  }
+
+  wasFlushed(side: SideName): void {
+    this.#flushed.delete(this.#pair.checker.model(side));
+  }
+
+  /** What was answered to the users of a side up to now, since it last began to serve. */
+  answered(side: SideName): Floor {
+    return new Map([...(this.#answered.get(side) ?? [])].map(([disk, versions]) => [disk, [...versions]]));
+  }
+
+  #forgetAnswers(side: SideName): void {
+    const { disks, blocks } = this.#pair;
+    this.#answered.set(side, new Map(disks.map((disk) => [disk, new Array<number>(blocks).fill(0)])));
+  }
+
+  #forgetOwn(side: SideName): void {
+    const { disks, blocks } = this.#pair;
+    this.#own.set(side, new Map(disks.map((disk) => [disk, Array.from({ length: blocks }, notOwn)])));
+  }
+
+  // ---------------------------------------------------------------- starts and promotions
+
+  /** Until it has started, nobody knows what it shows. */
+  starting(side: SideName): void {
+    this.#change(side, true);
+  }
+
+  powerCut(side: SideName): void {
+    this.#lostPower.add(side);
+  }
+
+  /** May this side say that its checkpoint is lost? */
+  mayLose(side: SideName): boolean {
+    return !this.#pair.config(side).overlays.sync && this.#lostPower.has(side);
+  }
+
+  /** A side has started; nothing was received yet. `last`: the state that its last life knew. */
+  started(side: SideName, last: PairState | null, { record, sequence }: PairState): void {
+    this.#change(side, false);
+    // A promotion that had begun goes on with what the view's user wrote.
+    this.#forgetAnswers(side);
+    if (record.role === 'secondary') this.#forgetOwn(side);
+    const { seed } = this.#pair.world;
+    const where = `seed ${seed}: ${side} after a start`;
+    if (last !== null && this.#pair.sound) {
+      assert.ok(sequence >= last.sequence, `${where}: group file at ${sequence}, it had been at ${last.sequence}`);
+    }
+    if (this.#pair.sound)
+      assert.notEqual(record.store, 'resync', `${where}: a mixture is left, the checkpoint neither made nor given up`);
+    const kept = this.#pair.sound && last !== null && last.record.checkpoint !== null && !this.mayLose(side);
+    if (kept && last.record.role === 'secondary' && record.role === 'secondary' && record.store === 'clean') {
+      assert.ok(record.checkpoint !== null, `${where}: its checkpoint is gone`);
+    }
+    this.#lostPower.delete(side);
+    if (record.role !== 'secondary' || record.checkpoint === null) return;
+    const inStep = this.#pair.config(side).mode === 'lock-step' && record.store === 'clean';
+    if (inStep) assert.ok(record.rolledBack, `${where}: in lock-step it goes back to the checkpoint`);
+    if (record.rolledBack) this.checkImages(`${where}, which went back`, side, record.checkpoint.number);
+  }
+
+  /** The disks of a side hold this checkpoint. */
+  checkImages(where: string, side: SideName, number: number): void {
+    const now = this.#imagesNow(side);
+    for (const [disk, expected] of this.snapshot(side, number)) {
+      const image = now.get(disk) ?? new Uint8Array(0);
+      for (let block = 0; block < this.#pair.blocks; block++) {
+        const [is, was] = [blockOf(image, block), blockOf(expected, block)];
+        if (Buffer.compare(is, was) === 0) continue;
+        const found = `${versionsIn(is).join('+')}, checkpoint ${number} ${versionsIn(was).join('+')}`;
+        assert.fail(`${where}: ${side} ${disk} block ${block} has ${found}`);
+      }
+    }
+  }
+
+  /**
+   * What the users of a side that is promoted find, where that is not simply the latest that the primary flushed; null:
+   * it is. `switchover`: nothing was lost of what the primary had.
+   */
+  promoted(side: SideName, record: GroupRecord, switchover: boolean): GroupModel | null {
+    this.counts.promotions++;
+    const own = this.#own.get(side);
+    this.#forgetAnswers(side);
+    this.#forgetOwn(side);
+    if (record.promoting === 'checkpoint') {
+      assert.ok(record.checkpoint !== null, `${side} is promoted to a checkpoint that is not there`);
+      return this.#modelOf(this.snapshot(side, record.checkpoint.number), own);
+    }
+    if (switchover || this.#pair.config(side).mode !== 'lock-step') return null;
+    // In lock-step the latest is no state of a machine: of each block it may be any.
+    this.#floors.clear();
+    return new Map(this.#pair.disks.map((disk) => [disk, modelWith(this.#issued.get(disk) ?? [])]));
+  }
+
+  #modelOf(images: Images, own: ReadonlyMap<string, OwnBlock[]> | undefined): GroupModel {
+    const { disks, blocks } = this.#pair;
+    return new Map(
+      disks.map((disk) => {
+        const image = images.get(disk) ?? new Uint8Array(0);
+        const allowed = Array.from({ length: blocks }, (_, block) => [
+          ...versionsIn(blockOf(image, block)),
+          ...(own?.get(disk)?.[block]?.versions ?? []),
+        ]);
+        return [disk, modelWith(allowed)];
+      }),
+    );
+  }
+
+  // ---------------------------------------------------------------- the view of a secondary
+
+  /** Names the checkpoint that users of a secondary are shown; null: none, or it is changing. */
+  #shown(side: SideName): { number: number; mark: string } | null {
+    const daemon = this.#pair.sides.get(side)?.daemon;
+    if (daemon === undefined || !this.#pair.world.isAlive(side) || this.#changing.has(side)) return null;
+    const { record } = daemon.state;
+    if (record.role !== 'secondary' || record.checkpoint === null) return null;
+    const { number } = record.checkpoint;
+    return { number, mark: `${number} ${this.#changes.get(side) ?? 0}` };
+  }
+
+  isShown(side: SideName): boolean {
+    return this.#shown(side) !== null;
+  }
+
+  /**
+   * Reads blocks through a connection to the view of a secondary: they are those of its last checkpoint.
+   * @returns false: the checkpoint changed meanwhile, nothing was compared
+   */
+  async checkView(side: SideName, disk: string, client: NbdClient, blocks: readonly number[]): Promise<boolean> {
+    const before = this.#shown(side);
+    const found = await Promise.all(
+      blocks.map(async (block) => {
+        const bytes = new Uint8Array(blockBytes);
+        await client.read(offsetOf(block), bytes);
+        return bytes;
+      }),
+    );
+    const after = this.#shown(side);
+    if (before === null || after === null || before.mark !== after.mark) return false;
+    const image = this.snapshot(side, before.number).get(disk) ?? new Uint8Array(0);
+    for (const [index, block] of blocks.entries()) {
+      this.counts.viewed++;
+      const bytes = found[index] ?? new Uint8Array(0);
+      const { versions, base } = this.#own.get(side)?.get(disk)?.[block] ?? notOwn();
+      const [is, expected] = [versionsIn(bytes), blockOf(image, block)];
+      if (base && Buffer.compare(bytes, expected) === 0) continue;
+      if (is.length === 1 && versions.includes(is[0] ?? 0)) continue;
+      const wanted = [...(base ? [versionsIn(expected).join('+')] : []), ...versions.map((own) => `${own} (own)`)];
+      const where: string = `seed ${this.#pair.world.seed}: ${side} shows ${disk} block ${block} of checkpoint ${before.number}`;
+      assert.fail(`${where} as ${is.join('+')}, it is ${wanted.join(' or ')}`);
+    }
+    return true;
+  }
+
+  /** A user of the view writes beside it (lock-step): it is gone at the next checkpoint. */
+  async writeOwn(side: SideName, disk: string, client: NbdClient, block: number): Promise<void> {
+    const blocks = this.#own.get(side)?.get(disk);
+    const own = blocks?.[block];
+    if (own === undefined || blocks === undefined || own.underWay || this.#shown(side) === null) return;
+    const version = this.#pair.checker.nextVersion();
+    this.#issued.get(disk)?.[block]?.push(version);
+    own.versions.push(version);
+    own.underWay = true;
+    const mark = this.#shown(side)?.mark;
+    try {
+      await client.write(offsetOf(block), fill(new Uint8Array(blockBytes), version), 0);
+    } catch (error) {
+      // Nobody knows whether it came to pass; the next checkpoint drops it.
+      own.base = true;
+      throw error;
+    } finally {
+      own.underWay = false;
+    }
+    if (mark !== undefined && mark === this.#shown(side)?.mark)
+      blocks[block] = { versions: [version], base: false, underWay: false };
+  }
+
+  /** The own writes that a checkpoint which is made now surely drops: those that were answered before. */
+  #ownNow(side: SideName): Map<OwnBlock, boolean> {
+    const blocks = [...(this.#own.get(side)?.values() ?? [])].flat();
+    return new Map(blocks.map((own) => [own, own.underWay]));
+  }
+
+  #emptied(side: SideName, before: ReadonlyMap<OwnBlock, boolean>): void {
+    for (const blocks of this.#own.get(side)?.values() ?? []) {
+      for (const [block, own] of blocks.entries()) {
+        if (before.get(own) === false) blocks[block] = notOwn();
+        else own.base = true;
+      }
+    }
+  }
+}
+
+function blockOf(blocks: Uint8Array, block: number): Uint8Array {
+  return blocks.subarray(block * blockBytes, (block + 1) * blockBytes);
+}
+
+function modelWith(allowed: readonly (readonly number[])[]): DiskModel {
+  const model = new DiskModel(0);
+  for (const versions of allowed) {
+    model.allowed.push([...versions]);
+    model.current.push(versions.at(-1) ?? 0);
+  }
+  return model;
+}

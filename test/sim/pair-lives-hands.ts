@@ -1,0 +1,213 @@
+/**
+ * What happens to a pair, and what people do to it: machines die and are started again, commands are given, and in the
+ * end everything is mended. Nothing here waits for a process that is dead.
+ */
+import assert from 'node:assert/strict';
+import { Onlooker } from './checkpoint-onlooker.ts';
+import type { PairUsers } from './pair-lives-users.ts';
+import { otherSide, type PairWorld, type SideName, sideNames } from './pair-world.ts';
+import type { SeededRandom } from './random.ts';
+
+export type Ending = 'kill' | 'power';
+
+export class PairHands {
+  readonly pair: PairWorld;
+  readonly random: SeededRandom;
+  readonly users: PairUsers;
+
+  constructor(pair: PairWorld, random: SeededRandom, users: PairUsers) {
+    this.pair = pair;
+    this.random = random;
+    this.users = users;
+  }
+
+  get keepsCheckpoints(): boolean {
+    return this.pair.config('alpha').store === 'overlays';
+  }
+
+  get primary(): SideName {
+    return (
+      sideNames.find((side) => this.pair.world.isAlive(side) && this.pair.sides.get(side)?.daemon.state.serving) ??
+      'alpha'
+    );
+  }
+
+  async hang(side: SideName): Promise<void> {
+    if (!this.pair.world.isAlive(side)) return;
+    this.pair.world.hang(side);
+    await this.pass(this.random.fraction() * 1500);
+    if (this.pair.world.isAlive(side)) this.pair.world.resume(side);
+  }
+
+  end(side: SideName, how: 'kill' | 'power'): void {
+    if (!this.pair.world.isAlive(side)) return;
+    if (how === 'kill') this.pair.kill(side);
+    else this.pair.powerCut(side, this.random.pick([{}, { loseUnsynced: true }]));
+    this.users.abandon(side);
+  }
+
+  /** The process ends in the middle of one of its next I/Os. */
+  async endAtIo(side: SideName, how: 'kill' | 'power'): Promise<void> {
+    const { world } = this.pair;
+    let left = 1 + this.random.below(this.random.pick([5, 40, 200]));
+    world.onIo((_n, host) => {
+      if (host !== side || --left > 0) return;
+      world.onIo(null);
+      this.end(side, how);
+    });
+    await this.pass(500);
+    world.onIo(null);
+  }
+
+  async stop(side: SideName): Promise<void> {
+    const one = this.pair.sides.get(side);
+    if (one === undefined || !this.pair.world.isAlive(side)) return;
+    const stopped = one.daemon.stop().then(() => one.engine.close());
+    await this.settled(stopped, side);
+    if (!this.pair.world.isAlive(side)) return;
+    this.pair.kill(side);
+    this.users.abandon(side);
+  }
+
+  async restart(side: SideName): Promise<void> {
+    if (this.pair.world.isAlive(side)) return;
+    this.pair.say('test', `restart ${side}`);
+    await this.settled(this.pair.begin(side), side);
+  }
+
+  async command(side: SideName, command: string, args: Record<string, unknown> = {}): Promise<void> {
+    const { pair } = this;
+    const one = pair.sides.get(side);
+    if (!pair.world.isAlive(side) || one === undefined) return;
+    const answer = (one.daemon.execute(command, args) as Promise<{ text: string }>).then(
+      ({ text }) => pair.say(side, `${command}: ${text}`),
+      (error: unknown) => pair.say(side, `${command}: refused: ${String(error)}`),
+    );
+    await this.settled(answer, side);
+  }
+
+  failOver(side: SideName): Promise<void> {
+    const to = this.random.pick([undefined, undefined, 'latest', 'checkpoint']);
+    const known = to !== undefined && this.keepsCheckpoints;
+    return this.command(side, 'pair-failover', known ? { to } : {});
+  }
+
+  /** One by command has what was answered before it, and is shown. */
+  async checkpoint(side: SideName): Promise<void> {
+    const { pair } = this;
+    const primary = this.primary;
+    const daemon = pair.world.isAlive(side) ? pair.sides.get(side)?.daemon : undefined;
+    if (daemon === undefined) return;
+    const answered = pair.checkpoints.answered(primary);
+    const asked = daemon.execute('pair-checkpoint') as Promise<{ number: number; text: string }>;
+    const looked = asked.then(
+      ({ number, text }) => {
+        pair.say(side, `pair-checkpoint: ${text}`);
+        pair.check(() => pair.checkpoints.checkContains(otherSide(primary), number, answered));
+      },
+      (error: unknown) => pair.say(side, `pair-checkpoint: refused: ${String(error)}`),
+    );
+    await this.settled(looked, side);
+  }
+
+  /** Waits until it has settled, or its process is gone; something that never ends is a failure. */
+  async settled(promise: Promise<unknown>, side: SideName): Promise<void> {
+    let settled = false;
+    promise.then(
+      () => {
+        settled = true;
+      },
+      (error: unknown) => {
+        settled = true;
+        if (this.pair.world.isAlive(side)) this.fail(error);
+      },
+    );
+    await this.until(() => settled || !this.pair.world.isAlive(side));
+  }
+
+  /** Everything is repaired, people decide what only they can, and both sides come in step. */
+  async mend(): Promise<void> {
+    const { pair } = this;
+    pair.say('test', 'mend');
+    this.users.calm = true;
+    pair.world.onIo(null);
+    pair.world.heal('alpha', 'beta');
+    for (const side of sideNames) {
+      const disk = pair.world.machine(side)?.disk;
+      if (disk !== undefined) disk.freeBytes = 2 ** 40;
+      await this.restart(side);
+    }
+    for (let attempt = 0; attempt < 30 && !this.inStep(); attempt++) {
+      for (let waited = 0; waited < 40 && !this.inStep(); waited++) await this.pass(100);
+      if (!this.inStep()) await this.decide();
+    }
+    // A link that was cut may break some time later: in step means in step for a while.
+    for (let calm = 0; calm < 20; calm++) {
+      if (!this.inStep()) calm = 0;
+      await this.until(() => this.inStep());
+      await this.pass(200);
+    }
+    this.users.quiet = true;
+    await this.until(() => this.users.idle);
+    const primary = sideNames.find((side) => pair.phase(side) === 'in-step');
+    assert.ok(primary !== undefined, 'still in step');
+    for (const disk of pair.disks) {
+      const user = await pair.connect(primary, disk);
+      await pair.world.complete(user.verifyAll());
+      await pair.world.complete(user.flush());
+    }
+    assert.equal(pair.phase(primary), 'in-step');
+    pair.assertEqual();
+    if (this.keepsCheckpoints) await this.lookAtLast(otherSide(primary));
+    this.users.over = true;
+  }
+
+  /** The view shows the last checkpoint; a new one is what both disks hold. */
+  async lookAtLast(side: SideName): Promise<void> {
+    const { pair } = this;
+    for (const again of [false, true]) {
+      if (again) await this.checkpoint(side);
+      for (const disk of pair.disks) {
+        const onlooker = await pair.world.complete(Onlooker.connect(pair, side, disk));
+        await pair.world.complete(onlooker.lookWell());
+        onlooker.close();
+      }
+      if (this.users.failure !== null || pair.failure !== null) throw this.users.failure ?? pair.failure;
+    }
+    const { record } = pair.side(side).daemon.state;
+    pair.checkpoints.checkImages('in the end', side, record.checkpoint?.number ?? 0);
+  }
+
+  async decide(): Promise<void> {
+    for (const side of sideNames) {
+      const status = await this.pair.status(side);
+      if (status.splitBrain !== null) {
+        await this.command(side, 'pair-resolve', { keep: this.random.pick(['alpha', 'beta']) });
+        return;
+      }
+    }
+    const notices = sideNames.map((side) => this.pair.sides.get(side)?.daemon.state.refusal ?? '');
+    const wanted = notices.map((text) => /`failover` on (\w+)/.exec(text)?.[1]).find((name) => name !== undefined);
+    if (wanted !== undefined) await this.failOver(wanted as SideName);
+  }
+
+  inStep(): boolean {
+    const phases = sideNames.map((side) => this.pair.phase(side));
+    return phases.includes('in-step') && phases.includes('following');
+  }
+
+  async pass(ms: number): Promise<void> {
+    await this.pair.world.runFor(ms);
+    this.users.failure ??= this.pair.failure;
+    if (this.users.failure !== null) throw this.users.failure;
+  }
+
+  async until(condition: () => boolean): Promise<void> {
+    await this.pair.until(() => condition() || this.users.failure !== null);
+    if (this.users.failure !== null) throw this.users.failure;
+  }
+
+  fail(error: unknown): void {
+    this.users.failure ??= error;
+  }
+}
