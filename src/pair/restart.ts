@@ -20,7 +20,8 @@ export function restartOf(record: GroupRecord, config: Pick<PairConfig, 'store' 
   // What is a mirror from now on has no overlays that anybody would look after.
   if (config.store === 'mirror') return 'give-up';
   if (record.store === 'resync') return 'roll-back';
-  return config.mode === 'lock-step' && record.store === 'clean' && !record.rolledBack ? 'roll-back' : 'keep';
+  // Also where the disk is the checkpoint already: what the view's user wrote beside it died with that user.
+  return config.mode === 'lock-step' && record.store === 'clean' ? 'roll-back' : 'keep';
 }
 
 /** The record without its checkpoint: the latest write stays, if the disk is not a mixture without the overlays. */
