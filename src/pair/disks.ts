@@ -162,7 +162,7 @@ export class PairDisks {
 
   async tearPrimary(): Promise<void> {
     await this.#removePrimary();
-    await this.overlays.close();
+    await this.overlays.clear();
     this.#built = false;
   }
 

@@ -41,8 +41,10 @@ export class PairOverlays {
   readonly #config: PairConfig;
   readonly #exports = new Set<string>();
   #open = false;
-  /** D-top stands above the overlays, or above the disk that has taken their place */
+  /** D-top stands above the overlays */
   #filters = false;
+  /** D-top stands above the disk, which has taken their place: what a primary serves, and none of our business */
+  #tookOver = false;
 
   constructor(host: Host, engine: QmpTarget, config: PairConfig) {
     this.#host = host;
@@ -52,7 +54,7 @@ export class PairOverlays {
 
   /** The node that holds what a promoted side's users see of a disk. */
   localOf(disk: string): string {
-    return this.#filters ? `${disk}-top` : `${disk}-local`;
+    return this.#filters || this.#tookOver ? `${disk}-top` : `${disk}-local`;
   }
 
   // ------------------------------------------------------------ overlays
@@ -165,8 +167,20 @@ export class PairOverlays {
   async leave(): Promise<void> {
     if (!this.#filters) return;
     await this.#quietly('xen-set-replication', { enable: false, primary: false });
-    for (const { name } of this.#disks) await this.#quietly('blockdev-del', { 'node-name': `${name}-top` });
+    await this.#deleteTops();
     this.#filters = false;
+  }
+
+  /** Nothing is left above the disks: what was promoted to a checkpoint serves nobody any more. */
+  async clear(): Promise<void> {
+    await this.close();
+    if (!this.#tookOver) return;
+    await this.#deleteTops();
+    this.#tookOver = false;
+  }
+
+  async #deleteTops(): Promise<void> {
+    for (const { name } of this.#disks) await this.#quietly('blockdev-del', { 'node-name': `${name}-top` });
   }
 
   /**
@@ -340,6 +354,8 @@ export class PairOverlays {
       }
     }
     this.#open = false;
+    this.#filters = false;
+    this.#tookOver = true;
     await this.remove();
   }
 

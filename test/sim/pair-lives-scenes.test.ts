@@ -1,0 +1,64 @@
+/** Scenes with `store: overlays` that random lives found: what a promise was broken by (pair.md, record-log.md 9). */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Onlooker } from './checkpoint-onlooker.ts';
+import { paired } from './pair-scenes.ts';
+
+const overlays = { config: { store: 'overlays', checkpointMs: null } } as const;
+
+test('pair 17: a secondary that was restarted shows its checkpoint before, during and after the resync', async () => {
+  const pair = await paired(1, overlays);
+  const user = await pair.connect('alpha');
+  await pair.world.complete(user.write(3));
+  await pair.command('alpha', 'pair-checkpoint');
+  pair.kill('beta');
+  await pair.until(() => pair.phase('alpha') === 'alone');
+  await pair.world.complete(user.write(3));
+  await pair.start('beta');
+  await pair.until(() => pair.phase('beta') === 'detached');
+  const early = await pair.world.complete(Onlooker.connect(pair, 'beta', 'disk0'));
+  await pair.world.complete(early.lookWell());
+  await pair.inStep();
+  const late = await pair.world.complete(Onlooker.connect(pair, 'beta', 'disk0'));
+  await pair.world.complete(late.lookWell());
+  await pair.world.complete(early.lookWell());
+  assert.equal(pair.failure, null);
+});
+
+test('record log 9: in lock-step nothing of what the view held beside the checkpoint outlives a restart', async () => {
+  const lockStep = { store: 'overlays', mode: 'lock-step', acknowledge: 'local', checkpointMs: null } as const;
+  const pair = await paired(2, { config: lockStep });
+  pair.kill('alpha');
+  for (const ending of ['kill', 'powerCut', 'kill'] as const) {
+    await pair.until(() => pair.phase('beta') === 'detached');
+    const own = await pair.world.complete(Onlooker.connect(pair, 'beta', 'disk0'));
+    await pair.world.complete(own.write(5));
+    await pair.world.complete(own.lookWell());
+    pair[ending]('beta');
+    await pair.start('beta');
+    const view = await pair.world.complete(Onlooker.connect(pair, 'beta', 'disk0'));
+    await pair.world.complete(view.lookWell());
+  }
+  assert.equal(pair.failure, null);
+});
+
+test('pair 13: the kept side of a split brain goes on serving what it was promoted to, and forwards it', async () => {
+  const pair = await paired(3, overlays);
+  const user = await pair.connect('alpha');
+  await pair.world.complete(user.write(3));
+  await pair.command('alpha', 'pair-checkpoint');
+  pair.world.cut('alpha', 'beta');
+  await pair.until(() => pair.phase('alpha') === 'alone' && pair.phase('beta') === 'detached');
+  await pair.world.complete(user.write(3));
+  await pair.command('beta', 'pair-failover', { to: 'checkpoint' });
+  await pair.until(() => pair.phase('beta') === 'alone');
+  pair.world.heal('alpha', 'beta');
+  await pair.until(() => pair.sides.get('beta')?.daemon.state.record.splitBrain !== null);
+  await pair.command('beta', 'pair-resolve', { keep: 'beta' });
+  await pair.inStep();
+  const late = await pair.connect('beta');
+  await pair.world.complete(late.verify());
+  await pair.world.complete(late.write(5));
+  await pair.world.complete(late.flush());
+  pair.assertEqual();
+});
