@@ -2,8 +2,8 @@
  * The model of checkpoints: what each checkpoint of each side holds, byte for byte, and what must be in it (pair.md 14,
  * 17, 20 to 22; record-log.md 8, 9).
  *
- * When the engine of a secondary has prepared a checkpoint, all its disks hold still: the images at that moment are what
- * the checkpoint of the next number is, should it become durable (which it may though the process dies before it
+ * When the engine of a secondary has prepared a checkpoint, all its disks hold still: the images at that moment are
+ * what the checkpoint of the next number is, should it become durable (which it may though the process dies before it
  * knows). From then on whatever is passed off as that checkpoint is compared with them.
  */
 import assert from 'node:assert/strict';
@@ -351,7 +351,8 @@ export class CheckpointModel {
       if (base && Buffer.compare(bytes, expected) === 0) continue;
       if (is.length === 1 && versions.includes(is[0] ?? 0)) continue;
       const wanted = [...(base ? [versionsIn(expected).join('+')] : []), ...versions.map((own) => `${own} (own)`)];
-      const where: string = `seed ${this.#pair.world.seed}: ${side} shows ${disk} block ${block} of checkpoint ${before.number}`;
+      const what = `${disk} block ${block} of checkpoint ${before.number}`;
+      const where: string = `seed ${this.#pair.world.seed}: ${side} shows ${what}`;
       assert.fail(`${where} as ${is.join('+')}, it is ${wanted.join(' or ')}`);
     }
     return true;

@@ -146,7 +146,7 @@ export class PairWorld {
     }
   }
 
-  /** At its promotion its disks must hold what it is answerable for; after a switchover that proved it, both are equal. */
+  /** At its promotion its disks must hold what it is answerable for; after a proven switchover both are equal. */
   #lookAtPrimary(side: SideName, id: string, record: GroupRecord): void {
     const other = this.sides.get(otherSide(side))?.daemon.state.record;
     const switchover = other?.handingOver?.id === id;

@@ -1,5 +1,6 @@
 /**
- * `npm run soak [LIVES] [FIRST-SEED] [KIND]`: thousands of random lives of a pair (pair-lives.ts), until one breaks a promise.
+ * `npm run soak [LIVES] [FIRST-SEED] [KIND]`: thousands of random lives of a pair (pair-lives.ts): those that break a
+ * promise are told.
  * It prints the seed that failed; `PAIR_SEED=n node --test test/sim/pair-lives.test.ts` lives that one again, aloud.
  */
 import { type LifeKind, live } from './pair-lives.ts';
