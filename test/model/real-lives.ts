@@ -81,7 +81,10 @@ class RealLife implements Life {
   /** commands under way that change roles */
   #commands = 0;
 
+  readonly #store: 'mirror' | 'overlays';
+
   constructor(seed: number, verbose: boolean) {
+    this.#store = seed % 2 === 0 ? 'overlays' : 'mirror';
     this.random = new SeededRandom(seed * 7919 + 17);
     this.#verbose = verbose;
   }
@@ -109,6 +112,7 @@ class RealLife implements Life {
       peerTimeoutMs: 1000,
       windowBytes: random.pick([16_384, 65_536, 1 << 20]),
       delayMs: random.pick([0, 2, 5, 20]),
+      store: this.#store,
       verbose: this.#verbose,
     });
     const history = await History.open(pair.data, disks, blocks, (side, text) => pair.say(side, text));

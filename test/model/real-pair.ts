@@ -29,6 +29,7 @@ export interface RealPairOptions {
   readonly heartbeatMs: number;
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
+  readonly store: 'mirror' | 'overlays';
   /** of the link between the two, one way */
   readonly delayMs: number;
   /** prints each line when it is said */
@@ -292,7 +293,7 @@ export class RealPair {
   }
 
   #config(side: SideName, ports: ReadonlyMap<string, number>): string {
-    const { disks, diskBytes, stallMsMax, heartbeatMs, peerTimeoutMs, windowBytes } = this.options;
+    const { disks, diskBytes, stallMsMax, heartbeatMs, peerTimeoutMs, windowBytes, store } = this.options;
     const peer = otherSide(side);
     return `name: ${side}
 volume: lives
@@ -308,6 +309,7 @@ peer:
   supervisor: 127.0.0.1:${ports.get(`${peer} supervisor`)}
 advertise:
   replication: 127.0.0.1:${ports.get(`${side} replication`)}
+store: ${store}
 stall-ms-max: ${stallMsMax}
 heartbeat-ms: ${heartbeatMs}
 peer-timeout-ms: ${peerTimeoutMs}

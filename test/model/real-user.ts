@@ -89,7 +89,7 @@ export class RealUser {
     }
   }
 
-  /** Null if the side does not serve. */
+  /** Null if the side does not serve what is written. */
   async connect(): Promise<Session | null> {
     const { pair, history } = this.#life;
     const endings = pair.endings[this.side];
@@ -99,6 +99,11 @@ export class RealUser {
       const where = { address: { type: 'unix', path }, exportName: this.disk, timeoutMs: 30_000 } as const;
       client = await NbdClient.connect(pair.host, where);
     } catch {
+      return null;
+    }
+    if (client.info.readOnly) {
+      // The last checkpoint of a secondary, which is nobody's promise here.
+      await client.close();
       return null;
     }
     history.observe();
