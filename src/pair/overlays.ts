@@ -60,11 +60,13 @@ export class PairOverlays {
   // ------------------------------------------------------------ overlays
 
   /**
-   * Opens the overlays of all disks; of an epoch below this one they are empty. Those whose log failed are opened anew.
+   * Opens the overlays of all disks; of an epoch below this one they are empty. Those whose log failed are opened anew,
+   * and shown again to users if they were.
    * @param kept there is a checkpoint that they lead back to: a file that is missing has lost it
    * @returns why the checkpoint is lost, or null
    */
   async open(epoch: number, kept: boolean): Promise<string | null> {
+    const shown = this.#exports.size > 0;
     if (this.#open) {
       const failed = [...(await this.#infos()).values()].some(({ error }) => typeof error === 'string');
       if (!failed) return null;
@@ -78,7 +80,9 @@ export class PairOverlays {
         if (why !== null) lost.push(why);
       }
     }
-    return lost.length === 0 ? null : lost.join('; ');
+    if (lost.length > 0) return lost.join('; ');
+    if (shown) await this.show();
+    return null;
   }
 
   async close(): Promise<void> {

@@ -180,7 +180,8 @@ export function detachSecondary(state: PairState, reason: string): Decision {
       ? [commit({ latest: { asOfMs, goodbye: false } })]
       : [];
   return {
-    state: { ...state, phase: 'detaching', session: null },
+    // A link that is dropped is not told of as lost: without this a primary that dies now would seem to be there.
+    state: { ...state, phase: 'detaching', session: null, connected: false },
     plan: plan('detach-secondary', { do: 'close-replication' }, { do: 'flush-own' }, note, dropLink(reason)),
   };
 }

@@ -2,13 +2,15 @@
  * Disks that are full or cannot be written, a secondary that hangs, a peer that is something else: on real processes.
  */
 import assert from 'node:assert/strict';
+import { mkdir } from 'node:fs/promises';
 import { createServer } from 'node:net';
+import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { type RunResult, run } from '../support/process.ts';
 import { requireTools } from '../support/tools.ts';
 import { type Entry, TestPair } from './pair-support.ts';
 
-requireTools('qemu-io', 'unshare');
+requireTools('qemu-io', 'nbdcopy', 'unshare');
 
 const inSync = (entry: Entry): boolean => entry.inSync === true;
 
@@ -41,6 +43,36 @@ test("the secondary's disk is full: the user sees no error, the primary goes on 
   assertDone(await qemuIo(pair, 'write -P 0x11 0 8M', 'flush', 'write -P 0x22 8M 64M', 'flush'));
   await pair.until('a', 'alone', (entry) => entry.inSync === false && entry.aloneSince !== null);
   assertDone(await qemuIo(pair, 'read -P 0x11 0 8M', 'read -P 0x22 8M 64M'));
+});
+
+test('pair 11: no space below the overlays: the user sees no error, and the checkpoint is kept if so said', async (t) => {
+  const pair = await configured(t);
+  for (const name of ['a', 'b']) await pair.edit(name, 'size: 1GiB', 'size: 128MiB');
+  const keep = 'checkpoint: off\noverlays: { folder: ./b-disk }\nresync: keep-checkpoint\n';
+  await pair.edit('b', 'peer:\n', `${keep}peer:\n`);
+  await mkdir(join(pair.data, 'b-disk'));
+  await pair.runOnOwnDisk('b', tmpfs(24));
+  await pair.run('a');
+  await pair.until('a', 'in sync', inSync);
+  assertDone(await qemuIo(pair, 'write -P 0x11 0 64M', 'flush'));
+  assert.match((await pair.command('status')).stdout, /^b: .* for the overlays, which take up to /m);
+  // Checkpoints that are made early give space back: so until one comes too late.
+  for (let round = 0; (await pair.entry('a')).inSync === true; round += 1) {
+    assert(round < 20, 'the overlays do not fill their disk');
+    assertDone(await qemuIo(pair, `write -P ${round} 0 32M`, `write -P ${round} 32M 32M`, 'flush'));
+  }
+  const apart = await pair.until('b', 'apart', (entry) => /checkpoint cannot be kept/.test(String(entry.error)));
+  assert.notEqual(apart.checkpoint, null);
+  const kept = join(pair.data, 'kept.img');
+  const back = join(pair.data, 'back.img');
+  assertDone(await run('nbdcopy', [String(apart.uri), kept]));
+
+  process.kill((await pair.entry('a')).pid ?? assert.fail('a is gone'), 'SIGKILL');
+  await pair.until('b', 'without a primary', (entry) => entry.connected === false);
+  const failover = await pair.command('failover', '--to', 'checkpoint');
+  assert.equal(failover.code, 0, failover.stderr);
+  assertDone(await run('nbdcopy', [String(apart.uri), back]));
+  assertDone(await run('cmp', [kept, back]));
 });
 
 test("the primary's own disk is full: the user gets ENOSPC, and what was written stays", async (t) => {
