@@ -89,11 +89,13 @@ export class PairDisks {
         const file = this.#syncs.get(name);
         if (file === undefined) throw new BlockError('wrong-state', 'it is not open');
         await file.sync();
-        await this.#checkImage(name);
       } catch (error) {
-        this.#unflushed = toBlockError(error, `disk ${name}`);
+        const { message } = toBlockError(error);
+        const text = `disk ${name}: ${message}: it is not believed until it is opened anew, by a start of this side`;
+        this.#unflushed = new BlockError('io-error', text, { cause: error });
         throw this.#unflushed;
       }
+      await this.#checkImage(name);
     }
   }
 
