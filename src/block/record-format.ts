@@ -27,6 +27,8 @@ export type RecordKind = (typeof recordKinds)[keyof typeof recordKinds];
 export const recordHeaderBytes = 80;
 /** bytes of one record's payload; longer writes become several records */
 export const recordPayloadBytesMax = 1024 * 1024;
+/** bytes of a payload that memory for records has room for, at least */
+export const spareBytesMin = 65536;
 /** `BSrl` */
 export const recordMagic = 0x4253_726c;
 const headerCheckAt = 56;

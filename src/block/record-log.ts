@@ -29,6 +29,7 @@ import {
   recordHeaderBytes,
   recordKinds,
   recordPayloadBytesMax,
+  spareBytesMin,
 } from './record-format.ts';
 import { endLast, firstGap, hex, type Range, Readers, rangeOf, Stretch } from './record-lives.ts';
 import type { RecordLogOptions, RecordReader } from './record-options.ts';
@@ -38,8 +39,6 @@ import { type Life, livesMax, readSuperblock, type Superblock, superblockAreaByt
 import { SuperblockStore } from './record-superblock-store.ts';
 import { LogSync } from './record-sync.ts';
 
-/** bytes of the payloads that the memory for records has room for, at least */
-const scratchBytesMin = 65536;
 const fresh = { clean: true, sequence: 0, lives: [], syncedTo: 0 };
 
 export class RecordLog {
@@ -208,7 +207,7 @@ export class RecordLog {
 
   private takeScratch(payloadBytes: number): RecordBuffer {
     if (this.scratch === null || this.scratch.payloadBytesMax < payloadBytes) {
-      this.scratch = new RecordBuffer(Math.max(payloadBytes, scratchBytesMin));
+      this.scratch = new RecordBuffer(Math.max(payloadBytes, spareBytesMin));
     }
     return this.scratch;
   }

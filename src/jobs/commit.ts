@@ -34,6 +34,9 @@ export interface BlockCommitArguments {
 /** bytes; the blocks of our overlays */
 const granularity = 4096;
 
+/** bytes under way at most: small chunks, because the users of both disks wait for a chunk */
+const copyBytes = 4 * 2 ** 20;
+
 /** A commit as the code that started it sees it. */
 export interface Commit {
   readonly job: Job;
@@ -183,6 +186,7 @@ class CommitBody implements JobBody {
       target: writes,
       clock: graph.host.clock,
       control,
+      bufferBytes: copyBytes,
       onSourceError: how.onError ?? 'report',
       onTargetError: how.onError ?? 'report',
     });

@@ -4,7 +4,7 @@
  * Invariants: at most `inFlightMax` chunks are under way; each owns its buffer until it is done. A range is taken
  * before its status is asked and its bytes are read, so that no write can come between unnoticed. While the loop rests
  * (a user's pause, a drain of the source or target) no chunk is under way. Where source and target answer at once,
- * others have their turn after `turnBytesMax`: users' requests and commands wait for no more than that.
+ * others have their turn after each chunk: users' requests and commands wait for no more than that.
  */
 import type { CopyTarget, CopyTicket } from '../block/copy-target.ts';
 import type { DirtyRange } from '../block/dirty-bitmap.ts';
@@ -22,8 +22,8 @@ import type { JobControl, OnError } from './job.ts';
 export const chunkBytesMax = 2 ** 20;
 /** Most bytes a granule may have: a chunk is at least one, and has a buffer. */
 export const copyGranularityMax = 2 ** 26;
-/** Bytes of the chunks that begin in one turn of the event loop; a single chunk may be larger. */
-const turnBytesMax = 2 ** 20;
+/** Bytes up to which chunks begin in one turn of the event loop, where a chunk is smaller. */
+const turnBytesMin = 2 ** 18;
 /** Most chunks under way. */
 export const inFlightMax = 16;
 /** ms before an error that is to be ignored is met again */
@@ -51,6 +51,7 @@ export class CopyLoop {
   private readonly options: CopyLoopOptions;
   private readonly chunkBytes: number;
   private readonly inFlightMax: number;
+  private readonly turnBytesMax: number;
   private readonly pace: LinkPace;
   private readonly spareBuffers: Uint8Array[] = [];
   private inFlight = 0;
@@ -75,6 +76,7 @@ export class CopyLoop {
     const bufferBytes = options.bufferBytes ?? inFlightMax * chunkBytesMax;
     const wanted = Math.min(chunkBytesMax, bufferBytes / inFlightMax);
     this.chunkBytes = Math.max(granularity, Math.floor(wanted / granularity) * granularity);
+    this.turnBytesMax = Math.max(this.chunkBytes, turnBytesMin);
     this.inFlightMax = Math.min(inFlightMax, Math.max(1, Math.floor(bufferBytes / this.chunkBytes)));
     const latencyMsMax = options.latencyMsMax ?? Number.POSITIVE_INFINITY;
     this.pace = new LinkPace(options.clock, granularity, this.inFlightMax * this.chunkBytes, latencyMsMax);
@@ -133,7 +135,7 @@ export class CopyLoop {
     if (speed !== this.chargedSpeed) this.nextStartMs = 0;
     this.chargedSpeed = speed;
     while (this.inFlight < this.inFlightMax && this.roomBytes() > 0 && this.failure === null) {
-      if (this.turnBytes >= turnBytesMax) return;
+      if (this.turnBytes >= this.turnBytesMax) return;
       const waitMs = Math.max(this.nextStartMs, this.retryMs) - this.options.clock.now();
       if (waitMs > 0) {
         this.options.clock.after(Math.min(waitMs, speedSleepMsMax), () => this.options.control.wake());

@@ -2,8 +2,12 @@
  * Checks a value against a schema and says in one line which field is wrong: `arguments.addr.data.port: expected a
  * string, got a number`. Every message of a wrong argument, option or configuration value is made here.
  */
-import type { z } from 'zod';
+import { z } from 'zod';
 import { BlockError } from '../util/errors.ts';
+
+// Most schemas check a handful of values in the life of a process: compiling a checker takes longer than all of that,
+// and in the middle of a failover somebody waits for it.
+z.config({ jitless: true });
 
 type Issue = z.core.$ZodIssue;
 
