@@ -47,6 +47,8 @@ export class SimInode {
   size = 0;
   modifiedMs = 0;
   readonly locks: FileLock[] = [];
+  /** syncs that failed: each file that was open then is told of it once, at its next sync */
+  syncFailures = 0;
   #durableSize = 0;
   #pages: Pages = new Map();
   readonly #durablePages: Pages = new Map();
@@ -115,6 +117,7 @@ export class SimInode {
 
   /** A sync failed: those changes count as clean now, and the page cache may drop them at once. */
   loseUnsynced(order: number, dropNow: boolean): void {
+    this.syncFailures++;
     for (const change of this.#changes) if (change.order <= order) change.lost = true;
     if (dropNow) this.dropLost();
   }

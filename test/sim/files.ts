@@ -177,6 +177,8 @@ export class SimFile implements HostFile {
   readonly #access: 'read' | 'write';
   readonly #absolute: string;
   #open = true;
+  /** how many of the inode's failed syncs this file was told of */
+  #failuresTold: number;
 
   constructor(process: SimProcess, path: string, inode: SimInode, access: 'read' | 'write') {
     this.#process = process;
@@ -184,6 +186,7 @@ export class SimFile implements HostFile {
     this.#absolute = resolve('/', path);
     this.#inode = inode;
     this.#access = access;
+    this.#failuresTold = inode.syncFailures;
     this.locks = {
       share: (byte) => this.#lock(byte, false),
       exclude: (byte) => this.#lock(byte, true),
@@ -230,13 +233,12 @@ export class SimFile implements HostFile {
       const { disk, random } = this.#process;
       const order = disk.order;
       this.#process.after(this.#process.syncDelay() + (fault?.delayMs ?? 0), () => {
-        if (fault?.errno === undefined) {
-          this.#inode.sync(order);
-          resolve();
-        } else {
-          this.#inode.loseUnsynced(order, random.chance(0.5));
-          reject(fileError(fault.errno, 'sync', this.path));
-        }
+        if (fault?.errno === undefined) this.#inode.sync(order);
+        else this.#inode.loseUnsynced(order, random.chance(0.5));
+        const failed = this.#inode.syncFailures > this.#failuresTold;
+        this.#failuresTold = this.#inode.syncFailures;
+        if (failed) reject(fileError(fault?.errno ?? 'EIO', 'sync', this.path));
+        else resolve();
       });
     });
   }
