@@ -330,6 +330,7 @@ export class PairDaemon implements QmpTarget {
       uris: config.disks.map((disk) => uriOf(opened.users, disk.name)),
       aloneSince: record.aloneSince,
       handingOver: record.handingOver,
+      promotedFrom: this.#state.promotedFrom,
       overwrite: overwrite === null ? null : { name: overwrite, any: decided },
     };
   }

@@ -272,10 +272,15 @@ export class PairDisks {
     }
   }
 
-  async markAll(what: 'all' | 'unproven'): Promise<void> {
-    for (const disk of this.disks) {
-      await this.#run('replication-mark', { node: `${disk.name}-replication`, [what]: true });
+  async markAll(what: 'all' | 'unproven' | 'held'): Promise<void> {
+    for (const { name } of this.disks) {
+      const marked = what === 'held' ? { 'held-in': this.overlays.nodesOf(name) } : { [what]: true };
+      await this.#run('replication-mark', { node: `${name}-replication`, ...marked });
     }
+  }
+
+  async markRanges(ranges: Readonly<Record<string, readonly Range[]>>): Promise<void> {
+    for (const { name } of this.disks) await this.mark(name, ranges[name] ?? []);
   }
 
   async mark(disk: string, ranges: readonly Range[]): Promise<void> {
@@ -290,6 +295,12 @@ export class PairDisks {
       bitmaps[disk.name] = (answer as { 'may-differ': Range[] })['may-differ'];
     }
     return bitmaps;
+  }
+
+  /** The same with at most so many ranges a disk, joined with what lies between them. */
+  async joinedBitmaps(most: number): Promise<Record<string, [number, number][]>> {
+    const bitmaps = await this.bitmaps();
+    return Object.fromEntries(Object.entries(bitmaps).map(([disk, ranges]) => [disk, joinRanges(ranges, most)]));
   }
 
   /** bytes that the other side lacks, of all disks */
@@ -379,6 +390,28 @@ export class PairDisks {
   async #quietly(command: string, args: Readonly<Record<string, unknown>>): Promise<void> {
     await this.#run(command, args).catch(() => undefined);
   }
+}
+
+/** At most `most` ranges that cover these: the smallest gaps are given up first. Ranges are in order. */
+export function joinRanges(ranges: readonly Range[], most: number): [number, number][] {
+  const gaps: number[] = [];
+  for (let i = 1; i < ranges.length; i++) gaps.push(gapBefore(ranges, i));
+  const kept = gaps.sort((a, b) => b - a).slice(0, Math.max(0, most - 1));
+  const limit = ranges.length <= most ? -1 : (kept.at(-1) ?? Number.POSITIVE_INFINITY);
+  const joined: [number, number][] = [];
+  for (const [i, [offset, length]] of ranges.entries()) {
+    const last = joined.at(-1);
+    // Gaps as long as the limit may be more than are left: the count decides.
+    const apart = last === undefined || (gapBefore(ranges, i) >= limit && joined.length < most);
+    if (apart) joined.push([offset, length]);
+    else last[1] = offset + length - last[0];
+  }
+  return joined;
+}
+
+function gapBefore(ranges: readonly Range[], index: number): number {
+  const [before, after] = [ranges[index - 1], ranges[index]];
+  return before === undefined || after === undefined ? 0 : after[0] - before[0] - before[1];
 }
 
 // ---------------------------------------------------------------- addresses

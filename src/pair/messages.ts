@@ -14,6 +14,9 @@ export const versions = { min: 1, max: 1 } as const;
 /** bytes of one line: a page of checksums is the longest */
 export const messageBytesMax = 1 << 20;
 
+/** Ranges of a disk in one message; more are joined with what lies between. */
+export const rangesMax = 512;
+
 /** Checksums of one request: 16 MiB in blocks of 64 KiB. */
 export const checksumsMax = 4096;
 
@@ -54,6 +57,11 @@ export const helloSchema = z.object({
   uris: z.array(z.string().max(300)).max(disksMax),
   aloneSince: z.number().nullable(),
   handingOver: generation.nullable(),
+  /**
+   * the generation that this side had when it became primary, in this life of its process; `wentBack`: its disks had
+   * gone back to this checkpoint before. Its own bitmaps know all that was written since
+   */
+  promotedFrom: z.object({ id: generationId, wentBack: z.int().min(1).nullable() }).nullable(),
   /** whose data this side may overwrite without a common history; `any`: a person decided it */
   overwrite: z.object({ name, any: z.boolean() }).nullable(),
 });
@@ -63,8 +71,19 @@ const simple = <Type extends string>(type: Type) => z.strictObject({ type: z.lit
 
 const laterSchema = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('heartbeat'), inSync: z.boolean() }),
-  /** S: I am the target of this session; my replication exports are closed */
-  simple('target'),
+  /**
+   * S: I am the target of this session; my replication exports are closed. `differs`: when you were promoted from this
+   * generation, our disks differed in these ranges at most (pair.md 16)
+   */
+  z.strictObject({
+    type: z.literal('target'),
+    differs: z
+      .strictObject({
+        from: generationId,
+        ranges: z.record(name, z.array(z.tuple([z.int().min(0), z.int().min(1)])).max(rangesMax)),
+      })
+      .nullable(),
+  }),
   /** S: I shall never take this generation (pair.md 15) */
   z.strictObject({ type: z.literal('refused'), id: generationId }),
   /**

@@ -57,6 +57,11 @@ export class PairOverlays {
     return this.#filters || this.#tookOver ? `${disk}-top` : `${disk}-local`;
   }
 
+  /** Its overlays, the upper one first. */
+  nodesOf(disk: string): string[] {
+    return [`${disk}-active`, `${disk}-hidden`];
+  }
+
   // ------------------------------------------------------------ overlays
 
   /**

@@ -9,7 +9,7 @@
 import type { z } from 'zod';
 import type { linkMode } from '../qmp/schema/replication.ts';
 import type { Checkpoint, Generation, GroupRecord, Proof } from './generation.ts';
-import type { Hello, Message } from './messages.ts';
+import type { Hello, Message, MessageOf } from './messages.ts';
 
 /** Mode of the replication of all disks. */
 export type LinkMode = z.output<typeof linkMode>;
@@ -50,6 +50,9 @@ export interface Session {
   /** the other side durably refused what we were handing over */
   readonly handOverRefused: boolean;
 }
+
+/** In which ranges our disk differed at most, by disk, from that of a generation. */
+export type Differences = NonNullable<MessageOf<'target'>['differs']>;
 
 /** Which state of the disks a failover makes the one that is served. */
 export type FailoverTo = 'latest' | 'checkpoint';
@@ -97,6 +100,8 @@ export interface PairState {
   readonly proof: Proof | null;
   /** the id that a sync's end has offered to the other side: it may hold it */
   readonly offered: string | null;
+  /** what this side had when it was promoted; its bitmaps know all that was written since (pair.md 16) */
+  readonly promotedFrom: Hello['promotedFrom'];
   /** our disks were blank at the start and mayDiffer has everything since: a blank target equals but for that */
   readonly zeroBase: boolean;
   /** secondary: wall time of the last word of the primary that both are in step */
@@ -207,7 +212,13 @@ export type Step =
   | { readonly do: 'await-checkpoint' }
   | { readonly do: 'attach'; readonly exports: Readonly<Record<string, string>>; readonly theirs: Hello }
   | { readonly do: 'detach' }
-  | { readonly do: 'mark'; readonly what: 'all' | 'unproven' }
+  /** `held`: what going back to the checkpoint changes */
+  | { readonly do: 'mark'; readonly what: 'all' | 'unproven' | 'held' }
+  | { readonly do: 'mark-ranges'; readonly ranges: Differences['ranges'] }
+  /** keeps what the bitmaps say, for the side that was promoted from this generation */
+  | { readonly do: 'remember-differences'; readonly from: string }
+  /** agrees to be the target, and says what is known of the difference */
+  | { readonly do: 'agree' }
   | { readonly do: 'start-compare' }
   | { readonly do: 'start-copy'; readonly targetIsZero: boolean }
   | { readonly do: 'stop-work' }
@@ -304,6 +315,7 @@ export function initialState(from: {
     built: from.built,
     proof: from.proof,
     offered: null,
+    promotedFrom: null,
     zeroBase: from.blank,
     asOfMs: null,
     refusal: null,

@@ -4,7 +4,7 @@
  */
 import { type Generation, type GroupRecord, openGeneration } from './generation.ts';
 import type { Message } from './messages.ts';
-import type { Command, Decision, Given, PairState, Plan, PlanName, Session, Step } from './pair-state.ts';
+import type { Command, Decision, Differences, Given, PairState, Plan, PlanName, Session, Step } from './pair-state.ts';
 
 export const plan = (name: PlanName, ...steps: readonly (Step | readonly Step[])[]): Plan => ({
   name,
@@ -124,16 +124,24 @@ export function canJoin(state: PairState, session: Session): boolean {
 export const askToSync: readonly Step[] = [{ do: 'flush-own' }, { do: 'ask-to-attach', how: 'sync' }];
 
 /** A serving primary and a target that agreed: the shortest sync that is proven to be enough. */
-export function beginSync(state: PairState, session: Session): Decision {
+export function beginSync(state: PairState, session: Session, differs: Differences | null = null): Decision {
   const { theirs } = session;
-  const holds = proofHolds(state, session);
+  const known = differs !== null && differs.from === state.promotedFrom?.id;
+  const holds = !known && proofHolds(state, session);
   const proof = {
     peers: [theirs.generation?.id ?? null],
     instance: theirs.instance,
     checkpoint: holds ? (state.proof?.checkpoint ?? null) : null,
   };
   // From here on mayDiffer is about this target: what it proves is cleared, and another blank one lacks it.
-  const next: PairState = { ...state, zeroBase: false };
+  const next: PairState = { ...state, zeroBase: false, promotedFrom: null };
+  if (known) {
+    // Both sides' bitmaps together: neither has lost any since they were one generation (pair.md 16).
+    return {
+      state: { ...next, phase: 'attaching', proof },
+      plan: plan('mark', { do: 'mark-ranges', ranges: differs.ranges }, askToSync),
+    };
+  }
   if (holds) {
     // Another life of the other side may have lost what it had answered and not flushed (pair.md 4).
     const unproven: Step[] = state.proof?.instance === theirs.instance ? [] : [{ do: 'mark', what: 'unproven' }];
@@ -255,15 +263,24 @@ export function handOver(state: PairState, given: Given): Decision {
   };
 }
 
+/** The generation whose disk the bitmaps are about, if the other side was promoted from just that. */
+function comparableTo({ proof, peer }: PairState): string | null {
+  const from = peer?.promotedFrom;
+  if (proof === null || from == null || !proof.peers.includes(from.id)) return null;
+  return from.wentBack === null || from.wentBack === proof.checkpoint ? from.id : null;
+}
+
 /** Becomes the target of the other side (pair.md 15 (4), 16). The own id is kept until a sync has ended. */
 export function demote(state: PairState, given: Given): Decision {
   const { record } = state;
+  const from = comparableTo(state);
   // Data that went on by itself and was superseded by a person's decision is nothing to fail over to (pair.md 13).
   const superseded = record.splitBrain !== null || record.aloneSince !== null;
   return {
     state: { ...state, phase: 'demoting', serving: false, built: false, checkpoint: null },
     plan: plan(
       'demote',
+      from === null ? [] : [{ do: 'remember-differences', from }],
       commit({
         role: 'secondary',
         store: superseded ? 'incomplete' : record.store,

@@ -6,7 +6,7 @@
  */
 
 import { madeThere } from './checkpoints.ts';
-import type { Decision, Given, PairState, Phase, Session, Step } from './pair-state.ts';
+import type { Decision, Differences, Given, PairState, Phase, Session, Step } from './pair-state.ts';
 import {
   aloneMode,
   aloneRecord,
@@ -40,9 +40,9 @@ const shared = ['closing', 'in-step'] as const satisfies readonly Phase[];
 const stay = (state: PairState): Decision => ({ state });
 
 /** A target agreed: serve, and bring it into step the shortest way that is proven. */
-function agreed(state: PairState, session: Session, given: Given): Decision {
+function agreed(state: PairState, session: Session, given: Given, differs: Differences | null = null): Decision {
   const next = { ...state, session: { ...session, agreed: true } };
-  if (state.phase === 'alone') return beginSync(next, next.session);
+  if (state.phase === 'alone') return beginSync(next, next.session, differs);
   if (!canJoin(next, next.session)) return serveAlone(next, given, false);
   return { state: { ...next, phase: 'joining' }, now: [send({ type: 'attach', how: 'join', bytes: 0 })] };
 }
@@ -59,8 +59,9 @@ export const primaryRows: readonly Row[] = [
     'alone',
     'message target',
     'attaching | comparing',
-    'with proof: what may differ; a blank target: all; else by checksums (pair.md 12)',
-    (state, _, given) => (state.session === null ? stay(state) : agreed(state, state.session, given)),
+    'with proof, or what both sides know (pair.md 16): what may differ; a blank target: all; else by checksums',
+    (state, { differs }, given) =>
+      state.session === null ? stay(state) : agreed(state, state.session, given, differs),
   ),
   row('going-alone', 'message target', 'going-alone', 'the session goes on when users are answered', (state) =>
     state.session === null ? stay(state) : { state: { ...state, session: { ...state.session, agreed: true } } },

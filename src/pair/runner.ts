@@ -11,8 +11,8 @@ import { isWildcard, type PairConfig } from './config.ts';
 import type { PairDisks } from './disks.ts';
 import type { GroupFile, GroupRecord } from './generation.ts';
 import type { PeerLink } from './link.ts';
-import type { Hello } from './messages.ts';
-import type { PairEvent, PairState, Plan, Step } from './pair-state.ts';
+import { type Hello, rangesMax } from './messages.ts';
+import type { Differences, PairEvent, PairState, Plan, Step } from './pair-state.ts';
 import type { SyncWork } from './resync.ts';
 import { saveBitmaps } from './saved-bitmaps.ts';
 
@@ -49,6 +49,8 @@ export class PairRunner {
   #checkpointed = { request: 0, made: deferred() };
   /** names of the exports of the session, by disk */
   #exports: Readonly<Record<string, string>> = {};
+  /** what is known of the difference to the side whose target this one is */
+  #differences: Differences | null = null;
   /** resolves when the plan that runs is replaced */
   #replaced = deferred();
 
@@ -194,6 +196,13 @@ export class PairRunner {
         return disks.detach();
       case 'mark':
         return disks.markAll(step.what);
+      case 'mark-ranges':
+        return disks.markRanges(step.ranges);
+      case 'remember-differences':
+        this.#differences = { from: step.from, ranges: await disks.joinedBitmaps(rangesMax) };
+        return;
+      case 'agree':
+        return link.send({ type: 'target', differs: this.#differences });
       case 'start-compare':
         return work.startCompare();
       case 'start-copy':
@@ -249,6 +258,8 @@ export class PairRunner {
 
   async #openReplication(): Promise<void> {
     const { disks, host } = this.#parts;
+    // From now on the disks change by what the other side sends.
+    this.#differences = null;
     const session = toHex(host.random.bytes(8));
     this.#exports = await disks.openReplication(session, this.#instance);
   }

@@ -30,7 +30,7 @@ export function becomeTarget(state: PairState, theirs: Session['theirs']): Decis
         ? []
         : [commit({ refused: addRefused(state.record, refuse) }), send({ type: 'refused', id: refuse })],
       { do: 'refuse-users', reason: null },
-      send({ type: 'target' }),
+      { do: 'agree' },
     ),
   };
 }
@@ -218,6 +218,10 @@ export function promote(state: PairState, given: Given, offered: Generation | nu
     // After a failover nothing is known of the other disk (pair.md 12, 16).
     proof:
       offered === null || !equal ? null : { peers: [record.generation?.id ?? null], instance: null, checkpoint: null },
+    promotedFrom:
+      unfinished || record.generation === null
+        ? null
+        : { id: record.generation.id, wentBack: record.rolledBack ? (record.checkpoint?.number ?? null) : null },
     offered: null,
     zeroBase: false,
   };
@@ -246,6 +250,8 @@ export function finishPromotion(state: PairState, to: FailoverTo): Step[] {
   return [
     { do: 'open-overlays' },
     { do: 'begin-takeover' },
+    { do: 'build-primary' },
+    { do: 'mark', what: 'held' },
     ...serve,
     { do: 'promoted' },
     // Users are served; a crash before this write repeats all of it (record-log.md 10).

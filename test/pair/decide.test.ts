@@ -84,17 +84,17 @@ test('pair 7, 13: before the other side was offered the generation a lost link n
 
 test('pair 13: a primary that starts serves only after the other side agreed, in a new generation without proof', () => {
   const waiting = stateIn('waiting', { session: asked });
-  const decision = on(waiting, { type: 'message', message: { type: 'target' } });
+  const decision = on(waiting, { type: 'message', message: { type: 'target', differs: null } });
   assert.equal(decision.state.phase, 'going-alone');
   assert.deepEqual(steps(decision), ['commit', 'build-primary', 'mode alone', 'open-exports']);
   assert.equal(committed(decision)[0]?.generation?.id, idOf(99));
-  assert.equal(on(stateIn('waiting'), { type: 'message', message: { type: 'target' } }).plan, undefined);
+  assert.equal(on(stateIn('waiting'), { type: 'message', message: { type: 'target', differs: null } }).plan, undefined);
 });
 
 test('pair 12: with the proof of a clean stop it connects, lifts the mark durably, and then opens its exports', () => {
   const proof = { peers: [idOf(1)], instance: 'i0', checkpoint: null };
   const waiting = stateIn('waiting', { session: asked, proof });
-  const asks = on(waiting, { type: 'message', message: { type: 'target' } });
+  const asks = on(waiting, { type: 'message', message: { type: 'target', differs: null } });
   assert.equal(asks.state.phase, 'joining');
   const decision = on(asks.state, {
     type: 'message',
@@ -115,7 +115,7 @@ test('pair 12: no proof, no shortcut: what makes a compare necessary', () => {
       ),
       {
         type: 'message',
-        message: { type: 'target' },
+        message: { type: 'target', differs: null },
       },
     );
   assert.equal(begin({ proof: null }).state.phase, 'comparing');
@@ -224,7 +224,7 @@ test('pair 15: handing over: users gone, both flushed, durable, disconnected, th
 test('pair 15: found handing over: serves after a refusal only, and is the target of whoever took it', () => {
   const record: Partial<GroupRecord> = { handingOver: { id: idOf(2), number: 2 } };
   const state = stateIn('handing-over', { session: asked }, record);
-  const target: PairEvent = { type: 'message', message: { type: 'target' } };
+  const target: PairEvent = { type: 'message', message: { type: 'target', differs: null } };
   assert.equal(on(state, target).plan, undefined);
   const refused = on(state, { type: 'message', message: { type: 'refused', id: idOf(2) } }).state;
   assert.deepEqual(committed(on(refused, target)), [{ handingOver: null }]);
@@ -237,7 +237,7 @@ test('pair 15: found handing over: serves after a refusal only, and is the targe
 test('pair 13: a target that agrees while `start --alone` is under way is brought into step afterwards', () => {
   const said: PairEvent = { type: 'command', command: { name: 'start-alone' } };
   const going = on(stateIn('waiting', { session: asked, connected: true }), said).state;
-  const agreed = on(going, { type: 'message', message: { type: 'target' } }).state;
+  const agreed = on(going, { type: 'message', message: { type: 'target', differs: null } }).state;
   const served = on(agreed, { type: 'plan-done', plan: 'serve-alone' }).state;
   assert.match(served.phase, /attaching|comparing/);
 });
@@ -268,7 +268,7 @@ test('pair 15: a secondary refuses durably before it says so, and never takes wh
     sequence: 5,
     theirs: { ...theirs, role: 'primary', handingOver: offer },
   });
-  assert.deepEqual(steps(decision), ['close-replication', 'commit', 'send refused', 'refuse-users', 'send target']);
+  assert.deepEqual(steps(decision), ['close-replication', 'commit', 'send refused', 'refuse-users', 'agree']);
   const following = stateIn('following', { session: agreed }, { role: 'secondary', refused: [offer.id] });
   assert.equal(on(following, { type: 'message', message: { type: 'hand-over', generation: offer } }).plan, undefined);
 });
@@ -315,7 +315,7 @@ test('a timer that outlived its reason changes nothing', () => {
 
 test('pair 7, 13: whatever happens in whatever order, nobody is answered alone before it is durable', () => {
   const messages = [
-    { type: 'target' },
+    { type: 'target', differs: null },
     { type: 'flush' },
     { type: 'flushed' },
     { type: 'attach', how: 'sync', bytes: 0 },

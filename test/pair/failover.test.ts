@@ -49,6 +49,7 @@ const primary = {
   uris: [],
   aloneSince: null,
   handingOver: null,
+  promotedFrom: null,
   overwrite: null,
 } as const;
 

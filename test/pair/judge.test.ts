@@ -34,6 +34,7 @@ function side(name: string, more: Partial<Hello>): Hello {
     uris: [],
     aloneSince: null,
     handingOver: null,
+    promotedFrom: null,
     overwrite: null,
     ...more,
   };

@@ -30,6 +30,7 @@ function helloOf(name: string): Hello {
     uris: [],
     aloneSince: null,
     handingOver: null,
+    promotedFrom: null,
     overwrite: null,
   };
 }

@@ -36,6 +36,7 @@ export const theirs: Hello = {
   uris: [],
   aloneSince: null,
   handingOver: null,
+  promotedFrom: null,
   overwrite: null,
 };
 

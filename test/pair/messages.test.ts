@@ -34,13 +34,14 @@ export const hello: Hello = {
   uris: ['nbd://127.0.0.1:2/d'],
   aloneSince: null,
   handingOver: null,
+  promotedFrom: null,
   overwrite: null,
 };
 const lineOf = (message: Message | Hello): string => new TextDecoder().decode(encodeMessage(message)).trimEnd();
 
 const messages: readonly Message[] = [
   { type: 'heartbeat', inSync: true },
-  { type: 'target' },
+  { type: 'target', differs: null },
   { type: 'refused', id },
   { type: 'flush' },
   { type: 'flushed' },

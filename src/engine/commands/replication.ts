@@ -1,4 +1,6 @@
 /** The commands about replication. */
+import { findAllocated, throughFilters } from '../../block/chain.ts';
+import type { MarkRequest } from '../../block/link-group.ts';
 import { blockChecksums } from '../../jobs/checksum.ts';
 import { startReplicationSync } from '../../jobs/replication-sync.ts';
 import type { Handlers } from '../../qmp/command.ts';
@@ -32,7 +34,7 @@ export function replicationCommands(engine: Engine): ReplicationHandlers {
     'replication-connect': ({ node, child }) => links.find(node).connect(child),
     'replication-disconnect': ({ node }) => links.find(node).disconnect(),
     'replication-set-mode': ({ mode }) => links.setMode(mode),
-    'replication-mark': ({ node, ...what }) => links.find(node).mark(what),
+    'replication-mark': ({ node, 'held-in': overlays = [], ...what }) => mark(engine, node, overlays, what),
     'replication-forget': ({ node }) => links.find(node).forget(),
     'replication-sync': ({ node, source, speed, ...more }) =>
       startReplicationSync(graph, jobs, links.find(node), {
@@ -71,6 +73,16 @@ async function setReplication(
   } catch (error) {
     if (!failover) throw error;
   }
+}
+
+async function mark(engine: Engine, node: string, overlays: readonly string[], what: MarkRequest): Promise<void> {
+  const { graph, replicationGroup } = engine;
+  const member = replicationGroup.links.find(node);
+  member.mark(what);
+  const nodes = overlays.map((name) => throughFilters(graph, name).node);
+  if (nodes.length === 0) return;
+  const pause = (): Promise<void> => new Promise((resolve) => graph.host.clock.endOfTurn(resolve));
+  await findAllocated(nodes, member.length, pause, (offset, length) => member.mark({ ranges: [[offset, length]] }));
 }
 
 /** All at the same time; the first failure is the command's. */

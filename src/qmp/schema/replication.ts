@@ -143,6 +143,11 @@ export const replicationSchema = [
       node: nodeName,
       ranges: z.array(range).max(rangesMax).optional(),
       all: z.literal(true).optional().describe('the whole disk'),
+      'held-in': z
+        .array(nodeName)
+        .max(16)
+        .optional()
+        .describe('overlays of equal length: what they hold, because going back to them changes it'),
       unproven: z.literal(true).optional().describe('all that is not proven durable there: it is another instance'),
     }),
     returns: nothing,
