@@ -50,6 +50,8 @@ export class CheckpointModel {
   readonly #issued = new Map<string, number[][]>();
   /** what was answered to the users of a side since it last began to serve */
   readonly #answered = new Map<SideName, Map<string, number[]>>();
+  /** primaries that hold their writers back: what had been answered before, and the first version after it */
+  readonly #barriers = new Map<SideName, { readonly answered: Floor; readonly version: number }>();
   readonly #own = new Map<SideName, Map<string, OwnBlock[]>>();
   /** how many checkpoints there were, and how many blocks of views were compared */
   readonly counts = { made: 0, viewed: 0, promotions: 0 };
@@ -86,6 +88,7 @@ export class CheckpointModel {
             throw error;
           }
         }
+        if (command === 'replication-set-mode') this.#setMode(side, args?.mode);
         if (command !== 'replication-commit' && command !== 'replication-abort') return engine.execute(command, args);
         const before = this.#ownNow(side);
         const answer = await engine.execute(command, args);
@@ -142,11 +145,26 @@ export class CheckpointModel {
     }
   }
 
-  /** In lock-step writers wait until the checkpoint is made: nothing was answered that is not in it (pair.md 21). */
+  #setMode(side: SideName, mode: unknown): void {
+    if (mode !== 'barrier') this.#barriers.delete(side);
+    else this.#barriers.set(side, { answered: this.answered(side), version: this.#pair.checker.nextVersion() });
+  }
+
+  /**
+   * In lock-step (pair.md 21): what was answered before the barrier is in the checkpoint, and what was issued since waits
+   * until it is made.
+   */
   #checkBarrier(side: SideName, number: number, images: Images): void {
-    const other = otherSide(side);
-    if (this.#pair.config(side).mode !== 'lock-step' || this.#pair.phase(other) !== 'in-step') return;
-    this.#checkFloor(`${side}, checkpoint ${number}, as a barrier`, images, this.answered(other));
+    const primary = otherSide(side);
+    const barrier = this.#barriers.get(primary);
+    if (barrier === undefined || this.#pair.phase(primary) !== 'in-step') return;
+    this.#checkFloor(`${side}, checkpoint ${number}, as a barrier`, images, barrier.answered);
+    for (const [disk, versions] of this.answered(primary)) {
+      for (const [block, version] of versions.entries()) {
+        if (version < barrier.version) continue;
+        assert.fail(`${primary} answered version ${version} of ${disk} block ${block} behind the barrier`);
+      }
+    }
   }
 
   /** A checkpoint by command has what was answered before (pair.md 21). */
