@@ -233,10 +233,14 @@ export class GroupFile {
     this.note = read.note;
   }
 
-  /** @throws BlockError bad-image if a later version of blockstep wrote it */
+  /**
+   * What was read is durable when this resolves.
+   * @throws BlockError bad-image if a later version of blockstep wrote it; io-error, ... if it cannot be made durable
+   */
   static async open(host: Host, folder: string): Promise<GroupFile> {
     const hash = await loadHash64();
     await host.files.makeFolder(folder);
+    await settle(host, folder, `${folder}/${fileName}`);
     return new GroupFile(host, folder, hash, await readCopies(host, `${folder}/${fileName}`, hash));
   }
 
@@ -285,6 +289,25 @@ export class GroupFile {
       throw toBlockError(error, `write ${this.path}`);
     }
     this.#older = this.#older === 0 ? 1 : 0;
+  }
+}
+
+/**
+ * A process that was killed in a commit may have left it in memory only: whoever goes on with that state, and loses the
+ * power, would find the one before it.
+ */
+async function settle(host: Host, folder: string, path: string): Promise<void> {
+  if ((await host.files.stat(path)) === null) return;
+  try {
+    const file = await host.files.open(path, { access: 'write' });
+    try {
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await host.files.syncFolder(folder);
+  } catch (error) {
+    throw toBlockError(error, `make ${path} durable`);
   }
 }
 

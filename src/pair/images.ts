@@ -69,6 +69,19 @@ export async function createImages(host: Host, disks: readonly DiskConfig[]): Pr
   for (const folder of folders) await host.files.syncFolder(folder);
 }
 
+/** What a process that was killed has made may be nowhere but in memory yet: it is durable when this resolves. */
+export async function settleImages(host: Host, disks: readonly DiskConfig[]): Promise<void> {
+  for (const disk of disks) {
+    const file = await host.files.open(disk.file, { access: 'write' });
+    try {
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+  }
+  for (const folder of new Set(disks.map((disk) => folderOf(disk.file)))) await host.files.syncFolder(folder);
+}
+
 function folderOf(path: string): string {
   const slash = path.lastIndexOf('/');
   if (slash < 0) return '.';

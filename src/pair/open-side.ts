@@ -8,7 +8,7 @@ import { BlockError } from '../util/errors.ts';
 import { checkPairConfig, type PairConfig } from './config.ts';
 import { PairDisks } from './disks.ts';
 import { emptyRecord, GroupFile, type GroupRecord, type Proof } from './generation.ts';
-import { createImages, inspectImages } from './images.ts';
+import { createImages, inspectImages, settleImages } from './images.ts';
 import { initialState, type PairState } from './pair-state.ts';
 import { settleOverlays } from './restart.ts';
 import { loadBitmaps } from './saved-bitmaps.ts';
@@ -89,9 +89,11 @@ async function openRecord(
       throw new BlockError('file-not-found', `disk ${gone.name}: ${gone.file} is missing, but ${group.path} knows it`);
     }
     await createImages(host, images.missing);
+    if (untouched) await settleImages(host, config.disks);
     return { record, blank: images.blank };
   }
   await createImages(host, images.missing);
+  await settleImages(host, config.disks);
   // Overlays of a group that nothing is known of: their epochs would come again.
   if (config.store === 'overlays') await disks.overlays.remove();
   const base = { volume: config.volume, name: config.name, disks: sizes };

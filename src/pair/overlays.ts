@@ -146,12 +146,15 @@ export class PairOverlays {
   /** @returns true: it was not there */
   async #makeFile(path: string): Promise<boolean> {
     const { files } = this.#host;
-    if ((await files.stat(path)) !== null) return false;
     const { folder } = this.#config.overlays;
-    await files.makeFolder(folder);
-    await (await files.open(path, { access: 'write', create: 'if-missing' })).close();
+    const isThere = (await files.stat(path)) !== null;
+    if (!isThere) {
+      await files.makeFolder(folder);
+      await (await files.open(path, { access: 'write', create: 'if-missing' })).close();
+    }
+    // Also a name that was found: the process that made it may have been killed before it was durable.
     await files.syncFolder(folder);
-    return true;
+    return !isThere;
   }
 
   // ------------------------------------------------------------ receiving, checkpoints

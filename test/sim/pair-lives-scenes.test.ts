@@ -62,3 +62,25 @@ test('pair 13: the kept side of a split brain goes on serving what it was promot
   await pair.world.complete(late.flush());
   pair.assertEqual();
 });
+
+test('pair 13: a start goes on only from what is durable, whichever I/O of a failover its last life was killed in', async () => {
+  for (let io = 1; io <= 40; io += 3) {
+    const pair = await paired(100 + io, { ...overlays, sound: true });
+    pair.powerCut('alpha');
+    await pair.until(() => pair.phase('beta') === 'detached');
+    const first = pair.world.ioCount;
+    pair.world.onIo((count, host) => {
+      if (host === 'beta' && count === first + io) pair.kill('beta');
+    });
+    pair
+      .side('beta')
+      .daemon.execute('pair-failover', { to: 'checkpoint' })
+      .catch(() => undefined);
+    await pair.world.runFor(2000);
+    pair.world.onIo(null);
+    if (!pair.world.isAlive('beta')) await pair.start('beta');
+    pair.powerCut('beta', { loseUnsynced: true });
+    await pair.start('beta');
+    assert.equal(pair.failure, null);
+  }
+});
