@@ -7,9 +7,10 @@ import type { Host, HostTimer } from '../host/host.ts';
 import type { PairConfig } from './config.ts';
 import type { PairOverlays } from './overlays.ts';
 
-/** ms between two looks at the space that is left */
+/** ms between two looks at the space that is left; where it is low, a fast disk fills it in less than that */
 const spaceMs = 1000;
-/** bytes below which a checkpoint is made early, because it gives back what the overlays hold */
+const lowSpaceMs = 100;
+/** bytes below which it is low: a checkpoint is then made early, because it gives back what the overlays hold */
 const lowBytes = 256 * 2 ** 20;
 
 export interface CheckpointHandlers {
@@ -48,8 +49,15 @@ export class CheckpointClock {
     this.#handlers = handlers;
     if (config.store !== 'overlays') return;
     const { checkpointMs } = config;
-    if (checkpointMs !== null) this.#every(checkpointMs, () => Promise.resolve(this.#due()));
-    this.#every(spaceMs, () => this.#lookAtSpace());
+    if (checkpointMs !== null)
+      this.#every(
+        () => checkpointMs,
+        () => Promise.resolve(this.#due()),
+      );
+    this.#every(
+      () => ((this.space?.freeBytes ?? lowBytes) < lowBytes ? lowSpaceMs : spaceMs),
+      () => this.#lookAtSpace(),
+    );
     void this.#lookAtSpace().catch(() => undefined);
   }
 
@@ -81,9 +89,9 @@ export class CheckpointClock {
     return running;
   }
 
-  #every(ms: number, what: () => Promise<void>): void {
+  #every(ms: () => number, what: () => Promise<void>): void {
     const tick = (): void => {
-      const timer = this.#host.clock.after(ms, () => {
+      const timer = this.#host.clock.after(ms(), () => {
         this.#timers.delete(timer);
         const again = (): void => {
           if (!this.#stopped) tick();
@@ -109,7 +117,7 @@ export class CheckpointClock {
     const warning = spaceWarning(overlays.folder, freeBytes + heldBytes, wantedBytes);
     if (warning !== null && this.space?.warning == null) this.#handlers.warn(warning);
     this.space = { freeBytes, wantedBytes, warning };
-    if (freeBytes < lowBytes && heldBytes > 0) this.#due();
+    if (freeBytes < lowBytes && heldBytes > freeBytes / 2) this.#due();
   }
 }
 
