@@ -22,13 +22,12 @@ ${status.name} serves the disk:  ${uri}
 /** What a secondary offers at its URI; null: nothing now. */
 export function describeOffer(daemon: DemoDaemon): string | null {
   const { status, name, place } = daemon;
-  if (status?.role !== 'secondary') return null;
-  if (place.lockStep === true) {
-    if (!status.serving) return null;
-    return `${name} serves the machine that runs beside it, writable until the next checkpoint:  ${status.uri}`;
-  }
-  if (status.checkpoint === null) return null;
-  return `${name} serves the last checkpoint, read-only (for backups):  ${status.uri}`;
+  if (status?.role !== 'secondary' || status.checkpoint === null) return null;
+  const offer =
+    place.lockStep === true
+      ? 'the machine that runs beside it, writable until the next checkpoint'
+      : 'the last checkpoint, read-only (for backups)';
+  return `${name} serves ${offer}:  ${status.uri}`;
 }
 
 /** What happened to a daemon that is gone, and what a person may do now. */
