@@ -93,12 +93,13 @@ export class PairOverlays {
   async close(): Promise<void> {
     await this.hide();
     await this.leave();
-    if (!this.#open) return;
-    for (const { name } of this.#disks) {
-      for (const kind of ['active', 'hidden'] as const) {
-        await this.#quietly('blockdev-del', { 'node-name': `${name}-${kind}` });
-        await this.#quietly('blockdev-del', { 'node-name': `${name}-${kind}-file` });
-      }
+    if (this.#open) await this.#deleteOverlays();
+  }
+
+  async #deleteOverlays(): Promise<void> {
+    for (const node of this.#disks.flatMap(({ name }) => this.nodesOf(name))) {
+      await this.#quietly('blockdev-del', { 'node-name': node });
+      await this.#quietly('blockdev-del', { 'node-name': `${node}-file` });
     }
     this.#open = false;
   }
@@ -359,13 +360,7 @@ export class PairOverlays {
       unsubscribe();
     }
     await this.checkpoint(epoch, makeDurable);
-    for (const { name } of this.#disks) {
-      for (const kind of ['active', 'hidden'] as const) {
-        await this.#quietly('blockdev-del', { 'node-name': `${name}-${kind}` });
-        await this.#quietly('blockdev-del', { 'node-name': `${name}-${kind}-file` });
-      }
-    }
-    this.#open = false;
+    await this.#deleteOverlays();
     this.#filters = false;
     this.#tookOver = true;
     await this.remove();

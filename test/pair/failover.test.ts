@@ -3,7 +3,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { emptyRecord } from '../../src/pair/generation.ts';
 import { decide } from '../../src/pair/pair.ts';
-import { type Decision, initialState, type PairEvent, type PairState, type Step } from '../../src/pair/pair-state.ts';
+import { type Decision, initialState, type PairEvent, type PairState } from '../../src/pair/pair-state.ts';
+import { helloOf, nameOf } from './machine.ts';
 
 const id = '0000000000000001';
 
@@ -28,39 +29,12 @@ function secondary(more: Partial<PairState>, store: 'clean' | 'incomplete'): Pai
   return { ...fresh, ...more };
 }
 
-const primary = {
-  type: 'hello',
-  program: 'blockstep',
-  versions: { min: 1, max: 1 },
-  volume: 'v',
-  name: 'alpha',
-  role: 'primary',
-  generation: { id, number: 1 },
-  ancestors: [],
-  store: 'clean',
-  overlays: false,
-  lockStep: false,
-  checkpoint: null,
-  rolledBack: false,
-  blank: false,
-  disks: [],
-  instance: 'f1',
-  replication: { type: 'inet', host: 'alpha', port: 1 },
-  uris: [],
-  aloneSince: null,
-  handingOver: null,
-  promotedFrom: null,
-  overwrite: null,
-} as const;
+const primary = helloOf('alpha', { role: 'primary', generation: { id, number: 1 } });
 
 const on = (state: PairState, event: PairEvent): Decision => decide(state, event, { wallMs: 1000, id });
-const nameOf = (step: Step): string => (step.do === 'send' ? `send ${step.message.type}` : step.do);
 
 test('pair 15: a forced failover tells a busy primary again to stop, and goes on when it is gone', () => {
-  const state = secondary(
-    { phase: 'detached', connected: true, peer: { ...primary, ancestors: [], disks: [], uris: [] } },
-    'incomplete',
-  );
+  const state = secondary({ phase: 'detached', connected: true, peer: primary }, 'incomplete');
   const asked = on(state, { type: 'command', command: { name: 'failover', force: true, to: null } });
   assert.deepEqual(asked.now?.map(nameOf), ['send stop-serving', 'retry-later']);
   const again = on(asked.state, { type: 'retry', phase: 'detached' });

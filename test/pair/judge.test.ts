@@ -4,8 +4,8 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { judge } from '../../src/pair/judge.ts';
 import type { Hello } from '../../src/pair/messages.ts';
+import { helloOf, idOf } from './machine.ts';
 
-const idOf = (number: number): string => number.toString(16).padStart(16, '0');
 const at = (number: number, ...ancestors: number[]): Pick<Hello, 'generation' | 'ancestors'> => ({
   generation: { id: idOf(number), number },
   ancestors: ancestors.map(idOf),
@@ -13,31 +13,11 @@ const at = (number: number, ...ancestors: number[]): Pick<Hello, 'generation' | 
 const nothing = { generation: null, ancestors: [] } as const satisfies Pick<Hello, 'generation' | 'ancestors'>;
 
 function side(name: string, more: Partial<Hello>): Hello {
-  return {
-    type: 'hello',
-    program: 'blockstep',
-    versions: { min: 1, max: 1 },
-    volume: 'v',
-    name,
+  return helloOf(name, {
     role: name === 'p' ? 'primary' : 'secondary',
-    generation: null,
-    ancestors: [],
-    store: 'clean',
-    overlays: false,
-    lockStep: false,
-    checkpoint: null,
-    rolledBack: false,
-    blank: false,
     disks: [{ name: 'd', size: 1024 }],
-    instance: '1',
-    replication: { type: 'inet', host: 'h', port: 1 },
-    uris: [],
-    aloneSince: null,
-    handingOver: null,
-    promotedFrom: null,
-    overwrite: null,
     ...more,
-  };
+  });
 }
 
 interface Case {

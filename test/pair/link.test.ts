@@ -5,35 +5,11 @@ import type { Host, HostStream, SocketAddress } from '../../src/host/host.ts';
 import { PeerLink } from '../../src/pair/link.ts';
 import { encodeMessage, type Hello } from '../../src/pair/messages.ts';
 import { World } from '../sim/world.ts';
+import { helloOf } from './machine.ts';
 
 const address = (host: string): SocketAddress => ({ type: 'inet', host, port: 7 });
 
-function helloOf(name: string): Hello {
-  return {
-    type: 'hello',
-    program: 'blockstep',
-    versions: { min: 1, max: 1 },
-    volume: 'v',
-    name,
-    role: 'none',
-    generation: null,
-    ancestors: [],
-    store: 'clean',
-    overlays: false,
-    lockStep: false,
-    checkpoint: null,
-    rolledBack: false,
-    blank: true,
-    disks: [],
-    instance: '1',
-    replication: address(name),
-    uris: [],
-    aloneSince: null,
-    handingOver: null,
-    promotedFrom: null,
-    overwrite: null,
-  };
-}
+const greeting = (name: string): Hello => helloOf(name, { role: 'none', blank: true, replication: address(name) });
 
 class Seen {
   readonly link: PeerLink;
@@ -45,7 +21,7 @@ class Seen {
       host,
       { name, peerName, listen: address(name), peer: address(peerName), heartbeatMs: 100, peerTimeoutMs: 500 },
       {
-        hello: () => ({ hello: helloOf(name), sequence: 1 }),
+        hello: () => ({ hello: greeting(name), sequence: 1 }),
         inSync: () => false,
         onHello: (_mine, _sequence, theirs) => {
           this.up = true;
@@ -109,7 +85,7 @@ test('strangers on the port are named and disturb nothing', async () => {
   const { world, b } = await pairUp(4);
   await say(world, 'NBDMAGICIHAVEOPT');
   await say(world, 'GET / HTTP/1.1\r\n\r\n');
-  await say(world, encodeMessage(helloOf('x')));
+  await say(world, encodeMessage(greeting('x')));
   await say(world, '{"type":"hello","program":"other"}\n');
   await say(world, `{${'x'.repeat(100_000)}`);
   await say(world, Uint8Array.of(0x7b, 0xff, 0xfe, 10));
@@ -134,7 +110,7 @@ test('strangers on the port are named and disturb nothing', async () => {
 
 test('a newer connection of the peer takes the place of the older one', async () => {
   const { world, b } = await pairUp(5);
-  await say(world, encodeMessage(helloOf('a')));
+  await say(world, encodeMessage(greeting('a')));
   await world.runFor(50);
   assert.ok(b.events.includes('lost: the other side connected anew'));
 });
@@ -143,7 +119,7 @@ test('a message that is none ends the connection with a sentence', async () => {
   const world = new World(6);
   const b = new Seen(world.host('b'), 'b', 'a');
   await world.complete(b.link.start());
-  const stream = await say(world, encodeMessage(helloOf('a')));
+  const stream = await say(world, encodeMessage(greeting('a')));
   await world.run(() => b.up, 5000);
   void stream.send(new TextEncoder().encode('{"type":"dance"}\n'));
   await world.run(() => !b.up, 5000);

@@ -15,30 +15,36 @@ export const asMirror = { overlays: false, lockStep: false, keepCheckpoint: fals
 export const idOf = (number: number): string => number.toString(16).padStart(16, '0');
 export const given = { wallMs: 1000, id: idOf(99) };
 
-export const theirs: Hello = {
-  type: 'hello',
-  program: 'blockstep',
-  versions: { min: 1, max: 1 },
-  volume: 'v',
-  name: 'beta',
-  role: 'secondary',
-  generation: { id: idOf(1), number: 1 },
-  ancestors: [],
-  store: 'clean',
-  overlays: false,
-  lockStep: false,
-  checkpoint: null,
-  rolledBack: false,
-  blank: false,
-  disks: [],
-  instance: 'i1',
-  replication: { type: 'inet', host: 'beta', port: 1 },
-  uris: [],
-  aloneSince: null,
-  handingOver: null,
-  promotedFrom: null,
-  overwrite: null,
-};
+/** A hello of a side that holds nothing, and what is said of it. */
+export function helloOf(name: string, more: Partial<Hello> = {}): Hello {
+  return {
+    type: 'hello',
+    program: 'blockstep',
+    versions: { min: 1, max: 1 },
+    volume: 'v',
+    name,
+    role: 'secondary',
+    generation: null,
+    ancestors: [],
+    store: 'clean',
+    overlays: false,
+    lockStep: false,
+    checkpoint: null,
+    rolledBack: false,
+    blank: false,
+    disks: [],
+    instance: '1',
+    replication: { type: 'inet', host: name, port: 1 },
+    uris: [],
+    aloneSince: null,
+    handingOver: null,
+    promotedFrom: null,
+    overwrite: null,
+    ...more,
+  };
+}
+
+export const theirs = helloOf('beta', { generation: { id: idOf(1), number: 1 }, instance: 'i1' });
 
 export function stateIn(phase: Phase, more: Partial<PairState> = {}, record: Partial<GroupRecord> = {}): PairState {
   const base = emptyRecord({ volume: 'v', name: 'alpha', role: 'primary', store: 'clean', disks: { d: 512 } });

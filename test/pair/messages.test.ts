@@ -11,32 +11,16 @@ import {
   type Message,
   versions,
 } from '../../src/pair/messages.ts';
+import { helloOf } from './machine.ts';
 
 const id = '0123456789abcdef';
-export const hello: Hello = {
-  type: 'hello',
-  program: 'blockstep',
-  versions: { min: 1, max: 1 },
-  volume: 'v',
-  name: 'alpha',
+export const hello = helloOf('alpha', {
   role: 'primary',
   generation: { id, number: 3 },
-  ancestors: [],
-  store: 'clean',
-  overlays: false,
-  lockStep: false,
-  checkpoint: null,
-  rolledBack: false,
-  blank: false,
   disks: [{ name: 'd', size: 1024 }],
   instance: 'ab',
-  replication: { type: 'inet', host: '127.0.0.1', port: 1 },
   uris: ['nbd://127.0.0.1:2/d'],
-  aloneSince: null,
-  handingOver: null,
-  promotedFrom: null,
-  overwrite: null,
-};
+});
 const lineOf = (message: Message | Hello): string => new TextDecoder().decode(encodeMessage(message)).trimEnd();
 
 const messages: readonly Message[] = [
