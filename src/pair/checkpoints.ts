@@ -8,8 +8,8 @@
  * In lock-step what may differ is cleared by that flush, and S may go back behind it until it has the new checkpoint:
  * so from the flush until S has said the number there is no proof for a S that went back (`Proof.checkpoint`).
  */
-import type { Checkpoint, Decision, Given, PairState, Phase, Proof, Step } from './pair-state.ts';
-import { answer, goAlone, plan, send } from './plans.ts';
+import type { Checkpoint, Decision, Given, PairState, Phase, Step } from './pair-state.ts';
+import { answer, goAlone, goingBackTo, plan, send } from './plans.ts';
 import { detachSecondary, makeCheckpoint } from './secondary-plans.ts';
 import { type Row, row } from './table.ts';
 
@@ -75,10 +75,6 @@ export function settleAsked(decision: Decision): Decision {
 }
 
 const checkpointPhases: ReadonlySet<Phase> = new Set(['in-step', 'following'] satisfies Phase[]);
-
-function goingBackTo(proof: Proof | null, checkpoint: number | null): Proof | null {
-  return proof === null ? null : { ...proof, checkpoint };
-}
 
 /** The command that waited for this one is answered. */
 function answerAsked(state: PairState, error: string | null): Decision {

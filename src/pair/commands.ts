@@ -5,7 +5,7 @@
 import { checkpointRows, endBarrier } from './checkpoints.ts';
 import type { Command, Decision, Given, PairState, Phase, Step } from './pair-state.ts';
 import { phases } from './pair-state.ts';
-import { aloneMode, aloneRecord, answer, commit, plan, send, sendAway, serveAlone } from './plans.ts';
+import { aloneMode, aloneRecord, answer, commit, goingBackTo, plan, send, sendAway, serveAlone } from './plans.ts';
 import { canBeForced, tellToStop, unfit } from './secondary.ts';
 import { keep, promote } from './secondary-plans.ts';
 import { type Row, row } from './table.ts';
@@ -222,14 +222,15 @@ function stopServing(state: PairState): Decision {
 /** Users are gone. Both sides flushed, then the bitmaps and the mark, then the goodbye (pair.md 18). */
 function saveAndStop(state: PairState): Decision {
   const inStep = state.stopping?.inStep === true;
+  const proof = inStep ? goingBackTo(state.proof, null) : state.proof;
   return {
-    state: { ...state, serving: false, stopping: { inStep, exportsClosed: true } },
+    state: { ...state, serving: false, stopping: { inStep, exportsClosed: true }, proof },
     plan: plan(
       'save-and-stop',
       // Let go before the goodbye: the other side hangs up when it hears it, and that is no lost link.
       inStep ? [{ do: 'flush-remote', proven: true }, { do: 'set-mode', mode: 'held' }, { do: 'detach' }] : [],
       // Proof is about durable disks: what our own system's memory alone holds may be lost with its power.
-      { do: 'save-clean-stop', proof: savedProof(state), equal: false, change: {} },
+      { do: 'save-clean-stop', proof: savedProof({ ...state, proof }), equal: false, change: {} },
       send({ type: 'goodbye', clean: inStep }),
       inStep ? [{ do: 'await-goodbye' }] : [],
       { do: 'finish' },

@@ -4,7 +4,18 @@
  */
 import { type Generation, type GroupRecord, openGeneration } from './generation.ts';
 import type { Message } from './messages.ts';
-import type { Command, Decision, Differences, Given, PairState, Plan, PlanName, Session, Step } from './pair-state.ts';
+import type {
+  Command,
+  Decision,
+  Differences,
+  Given,
+  PairState,
+  Plan,
+  PlanName,
+  Proof,
+  Session,
+  Step,
+} from './pair-state.ts';
 
 export const plan = (name: PlanName, ...steps: readonly (Step | readonly Step[])[]): Plan => ({
   name,
@@ -31,6 +42,14 @@ export function answered(state: PairState, error: string): Decision {
 /** How this side goes on without the other: pair.md 7. */
 export function aloneMode(state: PairState): Step {
   return { do: 'set-mode', mode: state.self.degraded === 'stop' ? 'refusing' : 'alone' };
+}
+
+/**
+ * The proof from now on. Before a flush clears what may differ: null. What it clears lies behind the checkpoint that the
+ * other side could still go back to.
+ */
+export function goingBackTo(proof: Proof | null, checkpoint: number | null): Proof | null {
+  return proof === null ? null : { ...proof, checkpoint };
 }
 
 /** May the other side hold the generation that we have? Then going alone needs a new one (pair.md 7, 13). */
@@ -167,13 +186,7 @@ export function close(state: PairState): Decision {
   if (generation === null) return { state };
   return {
     // Noted before it is sent: whatever happens from here, the other side may hold this id.
-    // What is cleared from here on lies behind what the other side could still go back to.
-    state: {
-      ...state,
-      phase: 'closing',
-      offered: generation.id,
-      proof: state.proof === null ? null : { ...state.proof, checkpoint: null },
-    },
+    state: { ...state, phase: 'closing', offered: generation.id, proof: goingBackTo(state.proof, null) },
     plan: plan(
       'close',
       state.self.degraded === 'stop' ? [] : [serveInSync],
@@ -251,7 +264,7 @@ export function handOver(state: PairState, given: Given): Decision {
   const offer: Generation = { id: given.id, number: own.number + 1 };
   const proof = { peers: [own.id], instance: null, checkpoint: null };
   return {
-    state: { ...state, serving: false },
+    state: { ...state, serving: false, proof: goingBackTo(state.proof, null) },
     plan: plan(
       'hand-over',
       { do: 'flush-remote', proven: true },

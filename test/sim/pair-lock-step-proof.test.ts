@@ -1,0 +1,66 @@
+/** Lock-step: what a proof says of a secondary that goes back behind its last flush (pair.md 12, 15, 16). */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { paired as inStep, verify } from './pair-scenes.ts';
+import type { PairWorld } from './pair-world.ts';
+
+const paired = (seed: number): Promise<PairWorld> =>
+  inStep(seed, { config: { store: 'overlays', mode: 'lock-step', acknowledge: 'local', checkpointMs: null } });
+
+/** A block that the last checkpoint has, and one that it has not. */
+async function writeBeyond(pair: PairWorld): Promise<void> {
+  const user = await pair.connect('alpha');
+  await pair.world.complete(user.write(1));
+  await pair.command('alpha', 'pair-checkpoint');
+  await pair.world.complete(user.write(1));
+  await pair.world.complete(user.write(2));
+  await pair.world.complete(user.flush());
+  await pair.world.complete(user.client.close());
+}
+
+test('pair 12: lock-step, both stopped cleanly: a secondary that goes back gets what the checkpoint lacks', async () => {
+  const pair = await paired(1);
+  await writeBeyond(pair);
+  await pair.stop('alpha');
+  await pair.until(() => pair.phase('beta') === 'detached');
+  await pair.stop('beta');
+  await pair.start('beta');
+  await pair.start('alpha');
+  await pair.inStep();
+  pair.assertEqual();
+  await verify(pair, 'alpha');
+});
+
+/** Alpha has handed over durably, and beta was killed before it had taken it. */
+async function handedOverToNobody(pair: PairWorld): Promise<void> {
+  await writeBeyond(pair);
+  const { daemon } = pair.side('alpha');
+  daemon.execute('pair-switch').catch(() => undefined);
+  await pair.until(() => daemon.state.record.handingOver !== null);
+  pair.kill('beta');
+  await pair.until(() => pair.phase('alpha') === 'handing-over');
+}
+
+test('pair 15: lock-step, a switchover that is taken back: a secondary that went back gets what it lacks', async () => {
+  const pair = await paired(2);
+  await handedOverToNobody(pair);
+  await pair.start('beta');
+  await pair.inStep();
+  assert.equal((await pair.status('alpha')).role, 'primary');
+  pair.assertEqual();
+  await verify(pair, 'alpha');
+});
+
+test('pair 16: lock-step, a switchover that became a failover: the old primary gets what the new one lacks', async () => {
+  const pair = await paired(3);
+  await handedOverToNobody(pair);
+  pair.world.cut('alpha', 'beta');
+  await pair.start('beta');
+  await pair.command('beta', 'pair-failover', { to: 'latest' });
+  pair.failure = null;
+  await pair.until(() => pair.phase('beta') === 'alone');
+  pair.world.heal('alpha', 'beta');
+  await pair.inStep();
+  assert.equal((await pair.status('beta')).role, 'primary');
+  pair.assertEqual();
+});
