@@ -26,7 +26,7 @@ export function describeOffer(daemon: DemoDaemon): string | null {
   const offer =
     place.lockStep === true
       ? 'the machine that runs beside it, writable until the next checkpoint'
-      : 'the last checkpoint, read-only (for backups)';
+      : 'the last checkpoint, read-only';
   return `${name} serves ${offer}:  ${status.uri}`;
 }
 

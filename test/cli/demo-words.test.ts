@@ -26,7 +26,7 @@ test('the primary offers the disk, the secondary its last checkpoint, read-only'
   assert.match(describeUses(statusOf({})), /^\na serves the disk: {2}nbd:\/\/127\.0\.0\.1:1\/d\n/);
   assert.equal(
     describeOffer(daemon({ ...secondary, checkpoint })),
-    'b serves the last checkpoint, read-only (for backups):  nbd://127.0.0.1:2/d',
+    'b serves the last checkpoint, read-only:  nbd://127.0.0.1:2/d',
   );
   assert.equal(describeOffer(daemon(secondary)), null);
   assert.equal(describeOffer(daemon({ checkpoint })), null);

@@ -99,7 +99,7 @@ test('pair 16, 17, 21: read the checkpoint, fail over to it, and the old primary
   assert.equal(`checkpoint ${checkpointOf(offered).number}`, /^checkpoint \d+/.exec(made.stdout)?.[0]);
   await readPattern(uriOf(offered), 0x11, 0, 2 * mebibyte);
   await readPattern(uriOf(first), 0x22, mebibyte, mebibyte);
-  assert.match(demo.stdout(), /b serves the last checkpoint, read-only \(for backups\): {2}nbd:/);
+  assert.match(demo.stdout(), /b serves the last checkpoint, read-only: {2}nbd:/);
 
   process.kill(pidOf(first), 'SIGKILL');
   await pair.until('a', 'gone', (entry) => entry.role === undefined);
