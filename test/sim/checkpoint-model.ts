@@ -151,8 +151,8 @@ export class CheckpointModel {
   }
 
   /**
-   * In lock-step (pair.md 21): what was answered before the barrier is in the checkpoint, and what was issued since waits
-   * until it is made.
+   * In lock-step (pair.md 21): what was answered before the barrier is in the checkpoint, and what was issued since
+   * waits until it is made.
    */
   #checkBarrier(side: SideName, number: number, images: Images): void {
     const primary = otherSide(side);

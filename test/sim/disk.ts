@@ -16,6 +16,11 @@ const pageLength = 4096;
 /** A zeroed range above this is torn as a whole, not by sectors. */
 const tornRangeMax = 1 << 22;
 
+/** bytes of a write from which on it is worth a look whether it is all zeroes: space written ahead of need */
+const zeroesLookedFor = 1 << 16;
+/** A page of zeroes is this one, in every file, until something is written there. */
+const zeroPage = new Uint8Array(pageLength);
+
 type Pages = Map<number, Uint8Array>;
 
 /** A change that is not durable yet. */
@@ -71,14 +76,15 @@ export class SimInode {
       const within = at - index * pageLength;
       const count = Math.min(pageLength - within, end - at);
       const page = this.#pages.get(index);
-      if (page !== undefined) into.set(page.subarray(within, within + count), at - offset);
+      if (page !== undefined && page !== zeroPage) into.set(page.subarray(within, within + count), at - offset);
       at += count;
     }
   }
 
   write(offset: number, from: Uint8Array): void {
     if (from.length === 0) return;
-    this.#change(offset, from.length, from.slice(), false, Math.max(this.size, offset + from.length));
+    const data = from.length >= zeroesLookedFor && isZero(from) ? null : from.slice();
+    this.#change(offset, from.length, data, false, Math.max(this.size, offset + from.length));
   }
 
   /** Zeroes; never beyond the end. */
@@ -194,7 +200,12 @@ function apply(pages: Pages, change: Change, offset: number, length: number): vo
     let page = pages.get(index);
     if (change.data === null && change.hole && (page === undefined || count === pageLength)) pages.delete(index);
     else {
-      if (page === undefined) {
+      if (change.data === null && (page === undefined || page === zeroPage || count === pageLength)) {
+        pages.set(index, zeroPage);
+        at += count;
+        continue;
+      }
+      if (page === undefined || page === zeroPage) {
         page = new Uint8Array(pageLength);
         pages.set(index, page);
       }
@@ -203,6 +214,10 @@ function apply(pages: Pages, change: Change, offset: number, length: number): vo
     }
     at += count;
   }
+}
+
+function isZero(bytes: Uint8Array): boolean {
+  return bytes[0] === 0 && Buffer.compare(bytes.subarray(1), bytes.subarray(0, -1)) === 0;
 }
 
 function dropBeyond(pages: Pages, size: number): void {
@@ -214,7 +229,7 @@ function dropBeyond(pages: Pages, size: number): void {
 
 function copyOf(pages: Pages): Pages {
   const copy: Pages = new Map();
-  for (const [index, page] of pages) copy.set(index, page.slice());
+  for (const [index, page] of pages) copy.set(index, page === zeroPage ? page : page.slice());
   return copy;
 }
 

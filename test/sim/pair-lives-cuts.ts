@@ -1,7 +1,7 @@
 /**
- * One short run of a pair with checkpoints, whose machines lose their power at a chosen I/O: write, checkpoint, write, a
- * resync, a failover to the checkpoint, and the return of the old primary. Whatever the I/O was, both sides come in step
- * afterwards, and no promise is broken.
+ * One short run of a pair with checkpoints, whose machines lose their power at a chosen I/O: write, checkpoint, write,
+ * a resync, a failover to the checkpoint, and the return of the old primary. Whatever the I/O was, both sides come in
+ * step afterwards, and no promise is broken.
  */
 import assert from 'node:assert/strict';
 import { Onlooker } from './checkpoint-onlooker.ts';
@@ -40,6 +40,22 @@ export async function runWithCut(options: CutOptions): Promise<number> {
   }
 }
 
+/** All places where the power can be cut, in each mode, on each side and on both, and what is done then. */
+export async function allCuts(seed: number): Promise<CutOptions[]> {
+  const cuts: CutOptions[] = [];
+  for (const mode of ['standby', 'lock-step'] as const) {
+    for (const sync of [true, false]) {
+      const ios = await runWithCut({ seed, mode, sync, cut: null });
+      for (let io = 1; io <= ios; io++) {
+        for (const who of ['alpha', 'beta', 'both'] as const) {
+          for (const failsOver of [false, true]) cuts.push({ seed, mode, sync, cut: { io, who, failsOver } });
+        }
+      }
+    }
+  }
+  return cuts;
+}
+
 class PowerIsOff extends Error {}
 
 class CutRun {
@@ -65,6 +81,7 @@ class CutRun {
         heartbeatMs: 100,
         peerTimeoutMs: 500,
         stallMsMax: 400,
+        windowBytes: 65_536,
       },
     });
     const random = new SeededRandom(seed);
@@ -84,7 +101,7 @@ class CutRun {
     pair.world.onIo(null);
     const ios = pair.world.ioCount;
     if (this.#isOff) await this.#comeBack();
-    await this.#hands.mend();
+    await this.#hands.mend(2);
     return ios;
   }
 

@@ -126,7 +126,7 @@ export class PairHands {
   }
 
   /** Everything is repaired, people decide what only they can, and both sides come in step. */
-  async mend(): Promise<void> {
+  async mend(calmRounds = 20): Promise<void> {
     const { pair } = this;
     pair.say('test', 'mend');
     this.users.calm = true;
@@ -142,7 +142,7 @@ export class PairHands {
       if (!this.inStep()) await this.decide();
     }
     // A link that was cut may break some time later: in step means in step for a while.
-    for (let calm = 0; calm < 20; calm++) {
+    for (let calm = 0; calm < calmRounds; calm++) {
       if (!this.inStep()) calm = 0;
       await this.until(() => this.inStep());
       await this.pass(200);
