@@ -1,6 +1,6 @@
 /**
- * The power is cut at every I/O of one run of a pair with checkpoints (pair-lives-cuts.ts): here at some of them, for as
- * long as the time given; `PAIR_CUTS=all` takes every one, `PAIR_CUTS='{"seed":1,...}'` one, aloud.
+ * The power is cut at every I/O of one run of a pair with checkpoints (pair-lives-cuts.ts): here at some of them, for
+ * as long as the time given; `PAIR_CUTS=all` takes every one (hours), `PAIR_CUTS='{"seed":1,...}'` one, aloud.
  */
 import { test } from 'node:test';
 import { allCuts, type CutOptions, runWithCut } from './pair-lives-cuts.ts';

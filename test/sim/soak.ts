@@ -1,5 +1,5 @@
 /**
- * `npm run soak [LIVES] [FIRST-SEED] [KIND]`: thousands of random lives of a pair (pair-lives.ts): those that break a
+ * `node test/sim/soak.ts [LIVES] [FIRST-SEED] [KIND]`: thousands of random lives of a pair (pair-lives.ts): those that break a
  * promise are told.
  * It prints the seed that failed; `PAIR_SEED=n node --test test/sim/pair-lives.test.ts` lives that one again, aloud.
  */
