@@ -10,7 +10,7 @@
  */
 import type { Checkpoint, Decision, Given, PairState, Phase, Step } from './pair-state.ts';
 import { answer, goAlone, goingBackTo, plan, send } from './plans.ts';
-import { detachSecondary, makeCheckpoint } from './secondary-plans.ts';
+import { beginCheckpoint, detachSecondary, makeCheckpoint } from './secondary-plans.ts';
 import { type Row, row } from './table.ts';
 
 const stay = (state: PairState): Decision => ({ state });
@@ -124,8 +124,7 @@ const secondaryCheckpoints: readonly Row[] = [
     'following',
     'makes one; in lock-step the primary is asked for it; joins one that is under way',
     (state) => {
-      if (!state.self.overlays || state.plan !== null) return stay(state);
-      return state.self.lockStep ? { state, now: [send({ type: 'checkpoint-request' })] } : makeCheckpoint(state, null);
+      return !state.self.overlays || state.plan !== null ? stay(state) : beginCheckpoint(state);
     },
   ),
   row('following', 'message checkpoint', 'following', 'makes one', (state, { request, asked }) =>

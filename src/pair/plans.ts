@@ -45,7 +45,7 @@ export function aloneMode(state: PairState): Step {
 }
 
 /**
- * The proof from now on. Before a flush clears what may differ: null. What it clears lies behind the checkpoint that the
+ * The proof from now on. Null before a flush clears what may differ: what it clears lies behind the checkpoint that the
  * other side could still go back to.
  */
 export function goingBackTo(proof: Proof | null, checkpoint: number | null): Proof | null {

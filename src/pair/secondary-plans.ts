@@ -154,19 +154,25 @@ export function take(state: PairState, generation: Generation, ancestors: readon
   };
 }
 
-/** One write makes it true for all disks (pair.md 22); then it is said. `request`: the primary's that it answers. */
+/**
+ * One write makes it true for all disks (pair.md 22); then it is said, and shown if it is the first. `request`: the
+ * primary's that it answers.
+ */
 export function makeCheckpoint(state: PairState, request: number | null): Decision {
   return {
     state: { ...state, checkpointFor: request },
     plan: plan(
       'checkpoint',
       { do: 'checkpoint', change: {}, ifChanged: request === null },
-      {
-        do: 'tell-checkpoint',
-        request,
-      },
+      { do: 'tell-checkpoint', request },
+      { do: 'show-view' },
     ),
   };
+}
+
+/** By itself; in lock-step only the primary knows when all machines hold still (pair.md 21). */
+export function beginCheckpoint(state: PairState): Decision {
+  return state.self.lockStep ? { state, now: [send({ type: 'checkpoint-request' })] } : makeCheckpoint(state, null);
 }
 
 /** A session ended without a goodbye. The disks are made durable, and how far they reach is noted (pair.md 7). */

@@ -8,9 +8,9 @@
 import type { Decision, FailoverTo, PairState, Phase, Plan, Step } from './pair-state.ts';
 import { answer, answered, commit, dropLink, plan, send } from './plans.ts';
 import {
+  beginCheckpoint,
   detachSecondary,
   finishPromotion,
-  makeCheckpoint,
   openForSync,
   openIncomplete,
   promote,
@@ -89,10 +89,10 @@ export const secondaryRows: readonly Row[] = [
     'message in-step',
     'following',
     'a flush that the primary answers is durable here',
-    (state, _, given) => ({
-      ...(state.self.overlays && state.record.checkpoint === null ? makeCheckpoint(state, null) : {}),
-      state: { ...state, phase: 'following', asOfMs: given.wallMs, error: null, checkpointFor: null },
-    }),
+    (state, _, given) => {
+      const next: PairState = { ...state, phase: 'following', asOfMs: given.wallMs, error: null, checkpointFor: null };
+      return state.self.overlays && state.record.checkpoint === null ? beginCheckpoint(next) : stay(next);
+    },
   ),
   row(
     'following',
