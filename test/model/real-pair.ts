@@ -30,6 +30,10 @@ export interface RealPairOptions {
   readonly peerTimeoutMs: number;
   readonly windowBytes: number;
   readonly store: 'mirror' | 'overlays';
+  /** default: standby */
+  readonly mode?: 'standby' | 'lock-step';
+  /** the time between two checkpoints, or off; default: the daemon's own */
+  readonly checkpoint?: string;
   /** of the link between the two, one way */
   readonly delayMs: number;
   /** prints each line when it is said */
@@ -113,11 +117,11 @@ export class RealPair {
     this.#end(side, 'SIGKILL');
   }
 
-  /** Ctrl-C. Resolves when the process has ended. */
-  async stop(side: SideName): Promise<void> {
+  /** Ctrl-C, or as the system's service manager does it. Resolves when the process has ended. */
+  async stop(side: SideName, signal: 'SIGINT' | 'SIGTERM' = 'SIGINT'): Promise<void> {
     const one = this.#running.get(side);
     if (one === undefined || one.exited) return;
-    this.#end(side, 'SIGINT');
+    this.#end(side, signal);
     await this.until(`${side} has stopped`, () => one.exited);
   }
 
@@ -144,7 +148,7 @@ export class RealPair {
     this.#resumes.delete(side);
   }
 
-  #end(side: SideName, signal: 'SIGKILL' | 'SIGINT'): void {
+  #end(side: SideName, signal: 'SIGKILL' | 'SIGINT' | 'SIGTERM'): void {
     const one = this.#running.get(side);
     if (one === undefined || one.exited) return;
     this.say('test', `${signal} ${side}`);
@@ -192,7 +196,7 @@ export class RealPair {
     if (!this.answers(side)) return null;
     const before = this.endings[side];
     try {
-      return (await this.#ask(side, 'pair-status', {}, 10_000)) as PairStatus;
+      return (await this.ask(side, 'pair-status', {}, 10_000)) as PairStatus;
     } catch (error) {
       // One that starts has no control socket yet, one that ends has none any more; the limits of `until` stand.
       if (this.endings[side] === before) this.say(side, `no status: ${error instanceof Error ? error.message : error}`);
@@ -206,7 +210,7 @@ export class RealPair {
     const before = this.endings[side];
     this.say('test', `${command} ${side}`);
     try {
-      const { text } = (await this.#ask(side, command, args, limitMs)) as { text: string };
+      const { text } = (await this.ask(side, command, args, limitMs)) as { text: string };
       this.say(side, `${command}: ${text}`);
       return true;
     } catch (error) {
@@ -218,7 +222,8 @@ export class RealPair {
     }
   }
 
-  async #ask(side: SideName, command: string, args: Record<string, unknown>, ms: number): Promise<unknown> {
+  /** @throws BlockError what the daemon answers, or that it does not */
+  async ask(side: SideName, command: string, args: Record<string, unknown> = {}, ms = limitMs): Promise<unknown> {
     const client = await QmpClient.connect(this.host, controlSocket(join(this.data, side)), { connectMs: ms });
     try {
       return await client.execute(command, args, ms);
@@ -293,7 +298,8 @@ export class RealPair {
   }
 
   #config(side: SideName, ports: ReadonlyMap<string, number>): string {
-    const { disks, diskBytes, stallMsMax, heartbeatMs, peerTimeoutMs, windowBytes, store } = this.options;
+    const { disks, diskBytes, stallMsMax, heartbeatMs, peerTimeoutMs, windowBytes, store, mode, checkpoint } =
+      this.options;
     const peer = otherSide(side);
     return `name: ${side}
 volume: lives
@@ -314,6 +320,6 @@ stall-ms-max: ${stallMsMax}
 heartbeat-ms: ${heartbeatMs}
 peer-timeout-ms: ${peerTimeoutMs}
 window: ${windowBytes}
-`;
+${mode === undefined ? '' : `mode: ${mode}\n`}${checkpoint === undefined ? '' : `checkpoint: ${checkpoint}\n`}`;
   }
 }

@@ -1,0 +1,68 @@
+/** Scenes in which a side is killed with -9 during a resync beside the last checkpoint (pair.md 11, 16). */
+import assert from 'node:assert/strict';
+import type { OverlayScene } from './overlay-scene.ts';
+import { checkExactly, copyState } from './overlay-truth.ts';
+
+/**
+ * The secondary returns after an absence, the primary's user writing all the time, and whoever is picked is killed while
+ * the resync is under way. The state that was found before the resync is then the last checkpoint, or what the
+ * resync's end made one.
+ */
+export async function killedInResync(
+  scene: OverlayScene,
+  fillBytes: number,
+): Promise<{ lost: string; mixture: boolean }> {
+  const { pair, random, truth } = scene;
+  const user = await scene.user();
+  user.begin();
+  await scene.pass(100);
+  const known = await scene.knownCheckpoint(user);
+  user.begin();
+  await scene.pass(100);
+  const { primary, secondary } = scene;
+  pair.kill(secondary);
+  await user.rest();
+  const [promised, mayHave] = [copyState(truth.promised), truth.snapshot()];
+  await user.fill(fillBytes);
+  user.begin();
+  await pair.start(secondary);
+  const syncing = await scene.phase(secondary, 'syncing', 'following');
+  await scene.pass(random.pick([5, 50, 200]));
+  const lost = random.pick(['primary', 'secondary', 'both'] as const);
+  if (lost !== 'secondary') pair.kill(primary);
+  if (lost !== 'primary') pair.kill(secondary);
+  const mixture = scene.record(secondary).store === 'resync';
+  if (lost !== 'primary') {
+    await pair.start(primary);
+    // Without the other side it does not know whether that one serves.
+    const status = await scene.startCutOff(secondary);
+    assert.equal(status.store, 'clean', 'it went back to the checkpoint, which is no mixture');
+    if (mixture) assert.equal(scene.record(secondary).rolledBack, true);
+  }
+  pair.kill(primary);
+  await user.leave().catch(() => undefined);
+  const status = await scene.phase(secondary, 'detached');
+  const view = await scene.view(secondary);
+  if (mixture) {
+    // What stood there when it came back: every flush of the time in step, nothing of the time alone.
+    truth.checkReaches(view, promised, 'the view of a resync');
+    for (const [disk, versions] of view) {
+      const beyond = versions.findIndex((version, block) => version > (mayHave.get(disk)?.[block] ?? 0));
+      assert.equal(beyond, -1, `${disk}, block ${beyond} has what was written after the secondary was killed`);
+    }
+    assert.equal(status.checkpoint?.number, known.number + 1);
+  }
+  if (mixture && lost === 'primary') {
+    assert.equal(status.store, 'resync');
+    await assert.rejects(pair.ask(secondary, 'pair-failover', { to: 'latest' }), /mixture/);
+  }
+  assert.ok(['syncing', 'following'].includes(syncing.phase));
+  await scene.failover(secondary, mixture && lost === 'primary' ? 'checkpoint' : random.pick(['checkpoint', 'latest']));
+  const found = await scene.served(secondary);
+  if (mixture) checkExactly(found, view, 'a failover after a resync that did not end');
+  else truth.checkReaches(found, promised, 'a failover after a resync that had ended');
+  truth.adopt(found);
+  await scene.phase(secondary, 'alone');
+  await scene.endsEqual();
+  return { lost, mixture };
+}
