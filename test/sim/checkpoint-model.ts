@@ -7,6 +7,7 @@
  * knows). From then on whatever is passed off as that checkpoint is compared with them.
  */
 import assert from 'node:assert/strict';
+import type { Engine } from '../../src/engine/engine.ts';
 import type { NbdClient } from '../../src/nbd/client.ts';
 import type { GroupRecord } from '../../src/pair/generation.ts';
 import type { PairState } from '../../src/pair/pair-state.ts';
@@ -22,6 +23,9 @@ type Images = ReadonlyMap<string, Uint8Array>;
 
 /** how many checkpoints of a side are remembered: one may be told of after others were made */
 const rememberedMax = 20;
+
+/** A connection to a view, or the node behind it. */
+type BlockReader = Pick<NbdClient, 'read'>;
 
 /** What the user of a secondary's view may find of its own writes in a block (lock-step). */
 interface OwnBlock {
@@ -349,7 +353,7 @@ export class CheckpointModel {
    * Reads blocks through a connection to the view of a secondary: they are those of its last checkpoint.
    * @returns false: the checkpoint changed meanwhile, nothing was compared
    */
-  async checkView(side: SideName, disk: string, client: NbdClient, blocks: readonly number[]): Promise<boolean> {
+  async checkView(side: SideName, disk: string, client: BlockReader, blocks: readonly number[]): Promise<boolean> {
     const before = this.#shown(side);
     const found = await Promise.all(
       blocks.map(async (block) => {
@@ -374,6 +378,23 @@ export class CheckpointModel {
       assert.fail(`${where} as ${is.join('+')}, it is ${wanted.join(' or ')}`);
     }
     return true;
+  }
+
+  /** What the nodes of a side that has just started read, whether a user is quick enough to see it or not. */
+  async checkStarted(side: SideName, { graph }: Engine): Promise<void> {
+    for (const disk of this.#pair.disks) {
+      const reader: BlockReader = {
+        read: async (offset, into) => {
+          await graph.find(`${disk}-active`).node.read(offset, into);
+        },
+      };
+      const blocks = Array.from({ length: this.#pair.blocks }, (_, block) => block);
+      const checked = this.checkView(side, disk, reader, blocks);
+      await checked.catch((error: unknown) => {
+        // What reads there may be taken away meanwhile.
+        if (error instanceof assert.AssertionError) this.#pair.failure ??= error;
+      });
+    }
   }
 
   /** A user of the view writes beside it (lock-step): it is gone at the next checkpoint. */

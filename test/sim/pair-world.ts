@@ -127,6 +127,7 @@ export class PairWorld {
     const one = { host, engine, daemon };
     this.sides.set(side, one);
     this.check(() => this.checkpoints.started(side, last, daemon.state));
+    void this.checkpoints.checkStarted(side, engine);
     look();
     daemon.subscribe((event) => {
       if (event.event === 'PAIR_STATE') look();
