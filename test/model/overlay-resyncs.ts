@@ -4,8 +4,8 @@ import type { OverlayScene } from './overlay-scene.ts';
 import { checkExactly, copyState } from './overlay-truth.ts';
 
 /**
- * The secondary returns after an absence, the primary's user writing all the time, and whoever is picked is killed while
- * the resync is under way. The state that was found before the resync is then the last checkpoint, or what the
+ * The secondary returns after an absence, the primary's user writing all the time, and whoever is picked is killed
+ * while the resync is under way. The state that was found before the resync is then the last checkpoint, or what the
  * resync's end made one.
  */
 export async function killedInResync(

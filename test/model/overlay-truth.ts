@@ -133,8 +133,8 @@ export function checkExactly(found: GroupState, wanted: GroupState, what: string
     assert.equal(there.length, versions.length);
     const at = versions.findIndex((version, block) => version !== there[block]);
     const differing = versions.filter((version, block) => version !== there[block]).length;
-    const said = `${what}: ${disk}, block ${at} has version ${there[at]}, wanted is ${versions[at]} (${differing} differ)`;
-    assert.equal(at, -1, said);
+    const said = `${what}: ${disk}, block ${at} has version ${there[at]}, wanted is ${versions[at]}`;
+    assert.equal(at, -1, `${said} (${differing} blocks differ)`);
   }
 }
 
