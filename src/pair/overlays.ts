@@ -77,17 +77,28 @@ export class PairOverlays {
       if (!failed) return null;
       await this.close();
     }
-    this.#open = true;
-    const lost: string[] = [];
-    for (const disk of this.#disks) {
-      for (const kind of kinds) {
-        const why = await this.#add(disk, kind, epoch, kept);
-        if (why !== null) lost.push(why);
-      }
-    }
-    if (lost.length > 0) return lost.join('; ');
+    const lost = await this.#addAll(kinds, epoch, kept);
+    if (lost !== null) return lost;
     if (shown) await this.show();
     return null;
+  }
+
+  /** All of these kinds are there afterwards, or none. @returns why the checkpoint is lost, or null */
+  async #addAll(some: readonly Kind[], epoch: number, kept: boolean): Promise<string | null> {
+    this.#open = true;
+    const lost: string[] = [];
+    try {
+      for (const disk of this.#disks) {
+        for (const kind of some) {
+          const why = await this.#add(disk, kind, epoch, kept);
+          if (why !== null) lost.push(why);
+        }
+      }
+    } catch (error) {
+      await this.close();
+      throw error;
+    }
+    return lost.length === 0 ? null : lost.join('; ');
   }
 
   async close(): Promise<void> {
@@ -277,15 +288,10 @@ export class PairOverlays {
    * @returns why the checkpoint is lost, or null; then no disk was touched
    */
   async rollBack(epoch: number): Promise<string | null> {
-    this.#open = true;
-    const lost: string[] = [];
-    for (const disk of this.#disks) {
-      const why = await this.#add(disk, 'hidden', epoch, true);
-      if (why !== null) lost.push(why);
-    }
-    if (lost.length === 0) for (const { name } of this.#disks) await this.#commitHidden(name);
+    const lost = await this.#addAll(['hidden'], epoch, true);
+    if (lost === null) for (const { name } of this.#disks) await this.#commitHidden(name);
     await this.close();
-    return lost.length === 0 ? null : lost.join('; ');
+    return lost;
   }
 
   async #commitHidden(name: string): Promise<void> {

@@ -374,37 +374,40 @@ export const primaryRows: readonly Row[] = [
     'message stop-serving',
     'fencing',
     'a failover was forced: users are sent away, from now on durably without the other side',
-    (state, _, given) => ({
-      state: { ...state, phase: 'fencing', session: null },
-      plan: plan(
-        'fence',
-        { do: 'set-mode', mode: 'held' },
-        commit(aloneRecord(state, given, isShared(state))),
-        aloneMode(state),
-        { do: 'stop-work' },
-        { do: 'refuse-users', reason: 'was forced to stop by a failover' },
-        { do: 'begin-close-exports' },
-      ),
-    }),
+    (state, _, given) => fence(state, given),
   ),
   row(['waiting', 'handing-over'], 'message stop-serving', 'the same', 'serves nobody already', (state) => ({
     state,
     now: [send({ type: 'stopped-serving' })],
   })),
+  row('fencing', 'failed fence', 'fencing', 'users are held until it is durable: tried again', (state, error) => ({
+    state: { ...state, error },
+    now: [{ do: 'retry-later' }],
+  })),
+  row('fencing', 'retry', 'fencing', 'tried again', (state, _, given) => fence(state, given)),
   row('fencing', 'exports-closed', 'fencing', 'says that it stopped', (state) => ({
     state: { ...state, serving: false },
     plan: plan('let-go', { do: 'set-mode', mode: 'held' }, { do: 'detach' }, send({ type: 'stopped-serving' })),
   })),
-  row(
-    'fencing',
-    ['done let-go', 'failed let-go', 'failed fence'],
-    'waiting',
-    'serves nobody until a hello says who does',
-    (state) => ({
-      state: { ...state, phase: 'waiting', refusal: 'a failover was forced on the other side' },
-    }),
-  ),
+  row('fencing', ['done let-go', 'failed let-go'], 'waiting', 'serves nobody until a hello says who does', (state) => ({
+    state: { ...state, phase: 'waiting', refusal: 'a failover was forced on the other side' },
+  })),
 ];
+
+function fence(state: PairState, given: Given): Decision {
+  return {
+    state: { ...state, phase: 'fencing', session: null },
+    plan: plan(
+      'fence',
+      { do: 'set-mode', mode: 'held' },
+      commit(aloneRecord(state, given, isShared(state))),
+      aloneMode(state),
+      { do: 'stop-work' },
+      { do: 'refuse-users', reason: 'was forced to stop by a failover' },
+      { do: 'begin-close-exports' },
+    ),
+  };
+}
 
 function leaveJoin(state: PairState, reason: string, given: Given): Decision {
   if (state.plan === 'join') return goAlone(state, given, reason);
@@ -416,7 +419,10 @@ function leaveJoin(state: PairState, reason: string, given: Given): Decision {
 
 function leaveSwitch(state: PairState, reason: string, given: Given): Decision {
   // The offer was not sent if it is not durable yet: a new generation takes it back in its own write.
-  if (state.record.handingOver === null) return goAlone(state, given, reason);
+  // Said, so that the other side does not take the end of this session for that of a primary that is gone.
+  if (state.record.handingOver === null) {
+    return { ...goAlone(state, given, reason), now: [send({ type: 'switch-refused', reason })] };
+  }
   return {
     ...answered(
       { ...state, phase: 'handing-over', session: null },

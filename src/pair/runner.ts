@@ -146,6 +146,8 @@ export class PairRunner {
       case 'set-mode':
         return disks.setMode(step.mode);
       case 'build-primary':
+        // From now on users write.
+        this.#differences = null;
         return disks.buildPrimary();
       case 'tear-primary':
         return disks.tearPrimary();
@@ -199,6 +201,8 @@ export class PairRunner {
       case 'mark-ranges':
         return disks.markRanges(step.ranges);
       case 'remember-differences':
+        // Tried again, after a part of the graph is gone: nothing was written since.
+        if (this.#differences?.from === step.from) return;
         this.#differences = { from: step.from, ranges: await disks.joinedBitmaps(rangesMax) };
         return;
       case 'agree':

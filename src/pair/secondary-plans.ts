@@ -67,12 +67,23 @@ function joinOpened(state: PairState, given: Given): Decision {
   };
 }
 
+/** Can the last checkpoint be kept? Only a failure of this gives it up; one of the steps that follow is tried again. */
+function openKeeping(state: PairState, bytes: number): Decision {
+  const keeping = plan(
+    'open-keeping',
+    { do: 'close-replication' },
+    { do: 'open-overlays' },
+    { do: 'check-space', bytes },
+  );
+  return { state, plan: keeping };
+}
+
 /**
  * A resync beside the last checkpoint (pair.md 11). A standby's is a new one, of the state that is found: it is
  * consistent, and nothing has to be kept for an older one. In lock-step the last one stays: the state that is found
  * belongs to no state of a machine. While `resync` stands the disk is a mixture, and the checkpoint stays, too.
  */
-function openKeeping(state: PairState, bytes: number): Decision {
+export function openBeside(state: PairState): Decision {
   const { record, self } = state;
   const change: Partial<GroupRecord> = {
     role: 'secondary',
@@ -86,10 +97,7 @@ function openKeeping(state: PairState, bytes: number): Decision {
   return {
     state,
     plan: plan(
-      'open-keeping',
-      { do: 'close-replication' },
-      { do: 'open-overlays' },
-      { do: 'check-space', bytes },
+      'open-for-sync',
       { do: 'open-replication' },
       { do: 'keep-old' },
       // Before the first byte that makes the disk a mixture.
@@ -273,8 +281,10 @@ export function keep(state: PairState, given: Given): Decision {
   const ids = [other?.generation?.id ?? record.splitBrain?.other ?? record.peer?.generation?.id ?? null];
   const known = ids[0] !== null;
   const number = other?.generation?.number ?? record.peer?.generation?.number ?? 0;
-  // The disk of an unfinished resync is a mixture: what is kept is its checkpoint.
-  const to: FailoverTo = record.store === 'resync' ? 'checkpoint' : 'latest';
+  // The disk of an unfinished resync is a mixture, a follower's in lock-step no state of a machine: then it is the
+  // checkpoint that is kept.
+  const goesBack = record.store === 'resync' || (state.self.lockStep && record.checkpoint !== null);
+  const to: FailoverTo = record.role === 'secondary' && goesBack ? 'checkpoint' : 'latest';
   const change: Partial<GroupRecord> = {
     ...openGeneration(record, given.id, { ids: [...ids, ...(other?.ancestors ?? [])], number }),
     role: 'primary',

@@ -11,6 +11,7 @@ import {
   beginCheckpoint,
   detachSecondary,
   finishPromotion,
+  openBeside,
   openForSync,
   openIncomplete,
   promote,
@@ -69,11 +70,14 @@ export const secondaryRows: readonly Row[] = [
     'a sync: durably `incomplete` first, or `resync` beside a checkpoint; a join: has all; then its exports open',
     (state, { how, bytes }, given) => openForSync(state, how, bytes, given),
   ),
+  row('syncing', 'done open-keeping', 'syncing', 'durably `resync` beside the checkpoint; exports open', (state) =>
+    openBeside(state),
+  ),
   row(
     'syncing',
     'failed open-keeping',
     'syncing | detaching',
-    'the last checkpoint is given up; with `resync: keep-checkpoint` the resync is refused (pair.md 11)',
+    'what does not fit, or is lost, is given up; with `resync: keep-checkpoint` the resync is refused (pair.md 11)',
     (state, error) =>
       state.self.keepCheckpoint ? detachSecondary({ ...state, error }, error) : openIncomplete({ ...state, error }),
   ),
@@ -173,9 +177,13 @@ export const secondaryRows: readonly Row[] = [
       plan: reopen(error),
     }),
   ),
-  row('detaching', ['done reopen', 'failed reopen'], 'detached', 'waits for the primary', (state) =>
+  row('detaching', 'done reopen', 'detached', 'waits for the primary', (state) =>
     answered({ ...state, phase: 'detached' }, state.error ?? 'the disks failed'),
   ),
+  row('detaching', 'failed reopen', 'detached', 'tried again with the next session', (state, error) => {
+    const told = answered({ ...state, error, phase: 'detached' }, error);
+    return { ...told, now: [...(told.now ?? []), dropLink(error)] };
+  }),
   row(['detaching', 'promoting'], 'link-lost', 'the same', 'no session', stay),
   row(
     'detached',
