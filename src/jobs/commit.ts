@@ -40,7 +40,7 @@ const copyBytes = 4 * 2 ** 20;
 /** A commit as the code that started it sees it. */
 export interface Commit {
   readonly job: Job;
-  /** Every write is in the base as well, from now on until the end; the last step may be made. */
+  /** Every write reaches the base as well, from now on until the end; the last step may be made. */
   readonly inStep: boolean;
   /** The base has taken the place of the chain. */
   readonly pivoted: boolean;
@@ -86,8 +86,9 @@ export async function startCommit(graph: Graph, jobs: JobManager, how: CommitHow
   job.start();
   return {
     job,
+    // The dirty part only shrinks: once ready, a write that is under way to the base changes nothing.
     get inStep(): boolean {
-      return job.status === 'ready' && body.inStep;
+      return job.status === 'ready';
     },
     get pivoted(): boolean {
       return body.pivoted;

@@ -84,3 +84,33 @@ test('pair 13: a start goes on only from what is durable, whichever I/O of a fai
     assert.equal(pair.failure, null);
   }
 });
+
+test('record log 10: users who write all the time do not keep a failover to the checkpoint from its end', async () => {
+  for (let seed = 200; seed < 206; seed++) {
+    const pair = await paired(seed, { ...overlays, disks: ['disk0', 'disk1'], atOnce: 0 });
+    const early = await Promise.all(pair.disks.map((disk) => pair.connect('alpha', disk)));
+    await pair.command('alpha', 'pair-checkpoint');
+    for (const user of early) await pair.world.complete(Promise.all([0, 1, 2, 3].map((block) => user.write(block))));
+    for (const user of early) await pair.world.complete(user.flush());
+    pair.powerCut('alpha');
+    await pair.until(() => pair.phase('beta') === 'detached');
+    pair.world.fault('beta', { operation: 'write', path: /\.img$/, delayMs: 40 });
+    let over = false;
+    const busy = async (disk: string): Promise<void> => {
+      while (pair.sides.get('beta')?.daemon.state.serving !== true) await pair.sleep(0.1);
+      const user = await pair.openUser('beta', disk);
+      const writer = async (block: number): Promise<void> => {
+        while (!over) await user.write(block);
+      };
+      await Promise.all([8, 9, 10, 11].map(writer));
+    };
+    const users = Promise.all(pair.disks.map(busy));
+    pair
+      .side('beta')
+      .daemon.execute('pair-failover', { to: 'checkpoint' })
+      .catch(() => undefined);
+    await pair.until(() => pair.phase('beta') === 'alone', 20_000);
+    over = true;
+    await pair.world.complete(users);
+  }
+});
