@@ -84,7 +84,7 @@ export async function closedInCommit(scene: OverlayScene, fillBytes: number): Pr
   truth.adopt(known.state);
   const user = await scene.user(promoted);
   user.begin();
-  await scene.pass(random.pick([10, 60]));
+  await scene.pass(random.pick([1, 20, 80]));
   const unfinished = scene.record(promoted).promoting !== null;
   await ends(scene, promoted);
   const answered = truth.snapshot();

@@ -1,6 +1,7 @@
 /** Scenes in which a side of a pair with overlays is killed with -9 (record-log.md 8 to 10, pair.md 11, 14, 16, 17). */
 import assert from 'node:assert/strict';
 import type { PairStatus } from '../../src/qmp/schema/pair.ts';
+import type { SideName } from './history.ts';
 import type { KnownCheckpoint, OverlayScene } from './overlay-scene.ts';
 import { checkExactly, copyState, type GroupState, sameState } from './overlay-truth.ts';
 import type { OverlayUser } from './overlay-user.ts';
@@ -122,6 +123,17 @@ export async function killedUnderTheClock(scene: OverlayScene): Promise<void> {
   await scene.endsEqual();
 }
 
+/** Killed at whatever moment of an order to go back: it is not begun, or finished by the next start. */
+async function killedWhileOrdered(scene: OverlayScene, promoted: SideName): Promise<void> {
+  const { pair, random } = scene;
+  const ordered = pair.ask(promoted, 'pair-failover', { to: 'checkpoint' }).catch(() => undefined);
+  await scene.pass(random.pick([10, 50, 300]));
+  pair.kill(promoted);
+  await ordered;
+  await pair.start(promoted);
+  scene.primary = promoted;
+}
+
 /** Mid-commit of a failover to the checkpoint, again and again, while users write. */
 export async function killedInMidCommit(scene: OverlayScene, fillBytes: number): Promise<{ repeated: number }> {
   const { pair, random, truth } = scene;
@@ -137,13 +149,14 @@ export async function killedInMidCommit(scene: OverlayScene, fillBytes: number):
   pair.kill(scene.primary);
   await scene.phase(promoted, 'detached');
   truth.adopt(known.state);
+  if (random.chance(0.5)) await killedWhileOrdered(scene, promoted);
   let repeated = 0;
   for (let times = 1 + random.below(3); times >= 0; times--) {
     if ((await scene.status(promoted)).role === 'secondary') await scene.failover(promoted, 'checkpoint');
     await scene.servesAlone(promoted);
     const user = await scene.user(promoted);
     user.begin();
-    await scene.pass(random.pick([20, 60, 200]));
+    await scene.pass(random.pick([1, 20, 80]));
     if (times === 0) {
       await user.rest();
       await user.leave();

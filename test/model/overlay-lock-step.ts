@@ -86,3 +86,37 @@ export async function lockStep(scene: OverlayScene): Promise<{ lost: string; rou
   await scene.endsEqual();
   return { lost, rounds };
 }
+
+/** The resync of a restarted secondary does not reach its end: its last checkpoint is the one from before. */
+export async function lockStepResync(scene: OverlayScene, fillBytes: number): Promise<{ mixture: boolean }> {
+  const { pair, random, truth } = scene;
+  const user = await scene.user();
+  user.begin();
+  await scene.pass(100);
+  const known = await scene.knownCheckpoint(user);
+  const { primary, secondary } = scene;
+  pair.kill(secondary);
+  await user.fill(fillBytes);
+  user.begin();
+  await pair.start(secondary);
+  await scene.phase(secondary, 'syncing', 'following');
+  await scene.pass(random.pick([5, 50, 200]));
+  if (random.chance(0.5)) pair.kill(primary);
+  pair.kill(secondary);
+  const { store, checkpoint } = scene.record(secondary);
+  const mixture = store === 'resync';
+  const status = await scene.startCutOff(secondary);
+  assert.equal(status.store, 'clean');
+  assert.equal(status.checkpoint?.number, checkpoint?.number);
+  const view = await scene.view(secondary);
+  if (mixture) checkExactly(view, known.state, 'a resync in lock-step that did not end');
+  else truth.checkReaches(view, known.state, 'a resync in lock-step that ended');
+  pair.kill(primary);
+  await user.leave().catch(() => undefined);
+  await scene.failover(secondary, random.pick(['checkpoint', 'latest'] as const));
+  checkExactly(await scene.served(secondary), view, 'a failover after a resync in lock-step');
+  truth.adopt(view);
+  await scene.phase(secondary, 'alone');
+  await scene.endsEqual();
+  return { mixture };
+}

@@ -31,6 +31,8 @@ export async function killedInResync(
   const lost = random.pick(['primary', 'secondary', 'both'] as const);
   if (lost !== 'secondary') pair.kill(primary);
   if (lost !== 'primary') pair.kill(secondary);
+  // One that lives on may be about to note it.
+  if (lost === 'primary') await scene.phase(secondary, 'detached');
   const mixture = scene.record(secondary).store === 'resync';
   if (lost !== 'primary') {
     await pair.start(primary);
@@ -55,6 +57,7 @@ export async function killedInResync(
   if (mixture && lost === 'primary') {
     assert.equal(status.store, 'resync');
     await assert.rejects(pair.ask(secondary, 'pair-failover', { to: 'latest' }), /mixture/);
+    assert.equal((await scene.told(secondary)).store, 'resync', '`blockstep status --json`');
   }
   assert.ok(['syncing', 'following'].includes(syncing.phase));
   await scene.failover(secondary, mixture && lost === 'primary' ? 'checkpoint' : random.pick(['checkpoint', 'latest']));

@@ -113,6 +113,15 @@ export class OverlayScene implements Using {
     return (await this.pair.ask(side, 'pair-status')) as PairStatus;
   }
 
+  /** What `blockstep status --json` prints of the side. */
+  async told(side: SideName): Promise<PairStatus> {
+    const program = join(import.meta.dirname, '..', '..', 'src', 'cli', 'main.ts');
+    const args = [program, 'status', '--json', '-d', join(this.pair.data, side)];
+    const { stdout, stderr } = await run(process.execPath, args);
+    const [status] = JSON.parse(stdout || '[]') as PairStatus[];
+    return status ?? assert.fail(`status of ${side}: ${stderr}`);
+  }
+
   /** What users of a secondary are shown; in lock-step they may write beside it (pair.md 17). */
   view(side: SideName = this.secondary): Promise<GroupState> {
     return readState(this.pair, side, this.truth.disks, this.pair.options.mode === 'lock-step');

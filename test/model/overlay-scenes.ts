@@ -1,17 +1,21 @@
 /** The scenes of a pair with overlays, by the claim that each shows. */
 import { closedInCommit, closedInResync, closedInStep } from './overlay-closes.ts';
 import { killedInMidCheckpoint, killedInMidCommit, killedInMidWrite, killedUnderTheClock } from './overlay-kills.ts';
-import { lockStep } from './overlay-lock-step.ts';
+import { lockStep, lockStepResync } from './overlay-lock-step.ts';
 import { killedInResync } from './overlay-resyncs.ts';
 import { type OverlayScene, type SceneOptions, withScene } from './overlay-scene.ts';
 
 export interface Scene {
   readonly claim: string;
   readonly options?: Partial<SceneOptions>;
+  /** on all disks together, default 24 */
+  readonly fillMiB?: number;
   play(scene: OverlayScene, fillBytes: number): Promise<unknown>;
 }
 
 const mib = 2 ** 20;
+/** So much that a commit lasts long enough to be met in its midst. */
+const muchHeld = { options: { diskMiB: 64 }, fillMiB: 48 };
 /** So slow that a resync lasts long enough to be met in its midst. */
 const slowLink: Partial<SceneOptions> = { diskMiB: 32, delayMs: 3 };
 
@@ -31,7 +35,7 @@ export const scenes: readonly Scene[] = [
   },
   {
     claim: 'pair 14, record log 10: a promotion to the checkpoint that is killed is finished by the next start',
-    options: { diskMiB: 32 },
+    ...muchHeld,
     play: killedInMidCommit,
   },
   {
@@ -45,12 +49,17 @@ export const scenes: readonly Scene[] = [
     play: lockStep,
   },
   {
+    claim: 'pair 11, record log 9: in lock-step a resync that is killed leaves the checkpoint from before it',
+    options: { ...slowLink, mode: 'lock-step' },
+    play: lockStepResync,
+  },
+  {
     claim: 'pair 18: stopped by a signal while writes and checkpoints are under way, nothing is left behind',
     play: closedInStep,
   },
   {
     claim: 'pair 14, 18: stopped by a signal while it fails over, no half state is left',
-    options: { diskMiB: 32 },
+    ...muchHeld,
     play: closedInCommit,
   },
   {
@@ -65,8 +74,7 @@ export async function playScene(one: Scene, seed: number, times: number): Promis
   const diskCount = seed % 2 === 0 ? 3 : 1;
   const results: string[] = [];
   await withScene({ seed, diskCount, ...one.options }, async (scene) => {
-    // What is held altogether.
-    const fillBytes = Math.floor(24 / diskCount) * mib;
+    const fillBytes = Math.floor((one.fillMiB ?? 24) / diskCount) * mib;
     for (let left = times; left > 0; left--) {
       scene.pair.say('test', `-- ${one.claim}`);
       results.push(JSON.stringify((await one.play(scene, fillBytes)) ?? {}));
