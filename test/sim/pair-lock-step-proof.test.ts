@@ -64,3 +64,26 @@ test('pair 16: lock-step, a switchover that became a failover: the old primary g
   assert.equal((await pair.status('beta')).role, 'primary');
   pair.assertEqual();
 });
+
+test('pair 13: in lock-step the kept side of a split brain goes back to its checkpoint', async () => {
+  const pair = await paired(4);
+  await writeBeyond(pair);
+  pair.kill('alpha');
+  pair.world.cut('alpha', 'beta');
+  // Another machine takes its name and its role.
+  const { files } = pair.world.restart('alpha');
+  for (const name of await pair.world.complete(files.list('/data')))
+    await pair.world.complete(files.remove(`/data/${name}`));
+  pair.world.kill('alpha');
+  await pair.start('alpha');
+  await pair.command('alpha', 'pair-start', { alone: true });
+  pair.world.heal('alpha', 'beta');
+  await pair.until(() => pair.side('beta').daemon.state.record.splitBrain !== null);
+  await pair.command('beta', 'pair-resolve', { keep: 'beta' });
+  pair.failure = null;
+  const late = await pair.connect('beta');
+  assert.deepEqual(await pair.world.complete(late.read(1)), [1]);
+  assert.deepEqual(await pair.world.complete(late.read(2)), [0]);
+  await pair.inStep();
+  pair.assertEqual();
+});
