@@ -196,9 +196,14 @@ export type Step =
   | { readonly do: 'keep-old' }
   /**
    * a checkpoint of all disks, whose one durable write has this change as well. `ifChanged`: only if something was
-   * written since the last
+   * written since the last. `atMs`: the wall time of what the disks hold; null: now
    */
-  | { readonly do: 'checkpoint'; readonly change: Partial<GroupRecord>; readonly ifChanged: boolean }
+  | {
+      readonly do: 'checkpoint';
+      readonly change: Partial<GroupRecord>;
+      readonly ifChanged: boolean;
+      readonly atMs: number | null;
+    }
   /** users are shown the last checkpoint, or are hung up */
   | { readonly do: 'show-view' }
   | { readonly do: 'hide-view' }

@@ -303,7 +303,8 @@ export function demote(state: PairState, given: Given): Decision {
         promoting: null,
         splitBrain: null,
         overwrite: null,
-        latest: { asOfMs: given.wallMs, goodbye: false },
+        // Since it was promoted, or alone, the other side has what this one was never given.
+        latest: { asOfMs: state.peer?.aloneSince ?? given.wallMs, goodbye: false },
         peer: peerOf(state),
       }),
       { do: 'detach' },

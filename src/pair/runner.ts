@@ -203,6 +203,8 @@ export class PairRunner {
       case 'remember-differences':
         // Tried again, after a part of the graph is gone: nothing was written since.
         if (this.#differences?.from === step.from) return;
+        // What a failed flush may have lost here stands in no bitmap: the other side had proven it.
+        if (!(await disks.proves(false))) return;
         this.#differences = { from: step.from, ranges: await disks.joinedBitmaps(rangesMax) };
         return;
       case 'agree':
@@ -294,7 +296,7 @@ export class PairRunner {
   }
 
   /** One write: the number, the epoch that empties the overlays of all disks, and what else comes true with it. */
-  async #checkpoint({ change, ifChanged }: Extract<Step, { do: 'checkpoint' }>): Promise<void> {
+  async #checkpoint({ change, ifChanged, atMs }: Extract<Step, { do: 'checkpoint' }>): Promise<void> {
     const { disks, state, host, dispatch } = this.#parts;
     const { record } = state();
     if (ifChanged && record.checkpoint !== null) {
@@ -305,7 +307,7 @@ export class PairRunner {
     const number = record.checkpoints + 1;
     let durable = false;
     const makeDurable = async (): Promise<void> => {
-      const checkpoint = { number, atMs: host.clock.wall() };
+      const checkpoint = { number, atMs: atMs ?? host.clock.wall() };
       try {
         await this.#commit({ ...change, epoch, checkpoint, checkpoints: number });
         durable = true;

@@ -6,7 +6,12 @@ import { addRefused, type Generation, type GroupRecord, joinAncestors, openGener
 import type { Decision, FailoverTo, Given, PairState, Session, Step } from './pair-state.ts';
 import { aloneMode, answer, commit, dropLink, peerOf, plan, send } from './plans.ts';
 
-const checkpoint = (change: Partial<GroupRecord>): Step => ({ do: 'checkpoint', change, ifChanged: false });
+const checkpoint = (change: Partial<GroupRecord>, atMs: number | null = null): Step => ({
+  do: 'checkpoint',
+  change,
+  ifChanged: false,
+  atMs,
+});
 
 /** These steps, where this side keeps checkpoints. */
 const onOverlays = ({ self }: PairState, ...steps: readonly Step[]): readonly Step[] => (self.overlays ? steps : []);
@@ -80,7 +85,7 @@ function openKeeping(state: PairState, bytes: number): Decision {
 
 /**
  * A resync beside the last checkpoint (pair.md 11). A standby's is a new one, of the state that is found: it is
- * consistent, and nothing has to be kept for an older one. In lock-step the last one stays: the state that is found
+ * consistent, and nothing has to be kept for an older one; it is as old as what was found. In lock-step the last one stays: the state that is found
  * belongs to no state of a machine. While `resync` stands the disk is a mixture, and the checkpoint stays, too.
  */
 export function openBeside(state: PairState): Decision {
@@ -101,7 +106,7 @@ export function openBeside(state: PairState): Decision {
       { do: 'open-replication' },
       { do: 'keep-old' },
       // Before the first byte that makes the disk a mixture.
-      keepsLast ? commit(change) : checkpoint(change),
+      keepsLast ? commit(change) : checkpoint(change, record.latest?.asOfMs ?? record.inStepMs),
       { do: 'show-view' },
       { do: 'announce', fresh: !keepsLast },
     ),
@@ -171,7 +176,7 @@ export function makeCheckpoint(state: PairState, request: number | null): Decisi
     state: { ...state, checkpointFor: request },
     plan: plan(
       'checkpoint',
-      { do: 'checkpoint', change: {}, ifChanged: request === null },
+      { do: 'checkpoint', change: {}, ifChanged: request === null, atMs: null },
       { do: 'tell-checkpoint', request },
       { do: 'show-view' },
     ),
