@@ -34,7 +34,10 @@ async function readBoth(pair: PairWorld): Promise<(number | undefined)[]> {
   return versions;
 }
 
-/** Ends beta at its nth I/O from now on, with its power or without. @returns what takes the watch away and says whether it came to that */
+/**
+ * Ends beta at its nth I/O from now on, with its power or without.
+ * @returns what takes the watch away and says whether it came to that
+ */
 function cutAt(pair: PairWorld, n: number, how: 'kill' | 'powerCut'): () => boolean {
   let seen = 0;
   let isOver = false;
