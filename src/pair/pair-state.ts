@@ -157,6 +157,7 @@ export type PlanName =
   | 'promote'
   | 'keep'
   | 'fence'
+  | 'fence-in-step'
   | 'open-keeping'
   | 'checkpoint'
   | 'end-checkpoint'

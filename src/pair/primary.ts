@@ -370,7 +370,28 @@ export const primaryRows: readonly Row[] = [
     return { ...leaving, state: { ...leaving.state, phase: 'demoting' } };
   }),
   row(
-    ['alone', ...unshared, ...shared],
+    'in-step',
+    'message stop-serving',
+    'fencing',
+    'a failover was forced: users are hung up unanswered, so that nothing is here that the other side was not given',
+    fenceInStep,
+  ),
+  row(
+    'fencing',
+    'done fence-in-step',
+    'waiting',
+    'has said that it stopped; serves nobody until a hello says who does',
+    fenced,
+  ),
+  row(
+    'fencing',
+    'failed fence-in-step',
+    'fencing',
+    'goes on alone to be able to answer those that wait',
+    (state, error, given) => fence({ ...state, error }, given),
+  ),
+  row(
+    ['alone', ...unshared, 'closing'],
     'message stop-serving',
     'fencing',
     'a failover was forced: users are sent away, from now on durably without the other side',
@@ -389,10 +410,30 @@ export const primaryRows: readonly Row[] = [
     state: { ...state, serving: false },
     plan: plan('let-go', { do: 'set-mode', mode: 'held' }, { do: 'detach' }, send({ type: 'stopped-serving' })),
   })),
-  row('fencing', ['done let-go', 'failed let-go'], 'waiting', 'serves nobody until a hello says who does', (state) => ({
-    state: { ...state, phase: 'waiting', refusal: 'a failover was forced on the other side' },
-  })),
+  row('fencing', ['done let-go', 'failed let-go'], 'waiting', 'serves nobody until a hello says who does', fenced),
 ];
+
+function fenced(state: PairState): Decision {
+  return {
+    state: { ...state, phase: 'waiting', serving: false, refusal: 'a failover was forced on the other side' },
+  };
+}
+
+/** No new generation: what the other side opens descends from ours, and we return as its target (pair.md 16). */
+function fenceInStep(state: PairState): Decision {
+  return {
+    state: { ...state, phase: 'fencing', session: null },
+    plan: plan(
+      'fence-in-step',
+      { do: 'set-mode', mode: 'held' },
+      { do: 'stop-work' },
+      { do: 'refuse-users', reason: 'was forced to stop by a failover' },
+      { do: 'drop-users' },
+      { do: 'detach' },
+      send({ type: 'stopped-serving' }),
+    ),
+  };
+}
 
 function fence(state: PairState, given: Given): Decision {
   return {

@@ -156,6 +156,13 @@ test('pair 15: a checkpoint is no switchover: refused while the primary is in st
   const late = await pair.connect('beta');
   assert.deepEqual(await read(pair, late, 3), [first]);
   assert.equal((await pair.status('alpha')).serving, false);
+  // What it had beyond the checkpoint was given up knowingly: it returns without a hand, and without a compare.
+  pair.failure = null;
+  pair.log.length = 0;
+  await pair.inStep();
+  assert.equal((await pair.status('beta')).role, 'primary');
+  assert.ok(!pair.log.some((line) => /comparing|split/.test(line)));
+  pair.assertEqual();
 });
 
 /** Alpha is alone and has written; beta is being synced, and has got some of it. */
