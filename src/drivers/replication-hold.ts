@@ -365,7 +365,9 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
     const { mode } = this.group;
     if (!forwards(mode))
       throw new BlockError('wrong-state', `node '${this.nodeName}' is ${mode}: nothing is forwarded`);
-    return this.openStream().flush();
+    const done = this.openStream().flush();
+    // Behind a barrier users wait for it (pair.md 6).
+    return done === undefined || mode !== 'barrier' ? done : this.stall.watch(done);
   }
 
   bitmap(): ReplicationBitmap {

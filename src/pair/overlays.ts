@@ -75,6 +75,8 @@ export class PairOverlays {
     if (this.#open) {
       const failed = [...(await this.#infos()).values()].some(({ error }) => typeof error === 'string');
       if (!failed) return null;
+      // What is written between the two would not be kept.
+      if (this.#filters) throw new BlockError('wrong-state', 'an overlay has failed: the session has to end first');
       await this.close();
     }
     const lost = await this.#addAll(kinds, epoch, kept);

@@ -86,7 +86,7 @@ function openKeeping(state: PairState, bytes: number): Decision {
 /**
  * A resync beside the last checkpoint (pair.md 11). A standby's is a new one, of the state that is found, and as old as
  * that: it is consistent, and nothing has to be kept for an older one. In lock-step the last one stays: the state that
- * is found belongs to no state of a machine. While `resync` stands the disk is a mixture, and the checkpoint stays, too.
+ * is found belongs to no state of a machine. While `resync` stands the disk is a mixture, and the checkpoint stays.
  */
 export function openBeside(state: PairState): Decision {
   const { record, self } = state;

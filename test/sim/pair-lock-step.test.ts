@@ -104,22 +104,24 @@ test('record-log 9: a secondary that starts again is at the checkpoint, without 
   }
 });
 
-test('pair 6: a secondary whose checkpoint hangs holds nobody longer than stall-ms-max', async () => {
-  const pair = await paired(5);
-  const user = await pair.connect('alpha');
-  await done(pair, user.write(1));
-  const fault = pair.world.fault('beta', { operation: 'sync', path: '/data/group', delayMs: 60_000 });
-  const making = pair.side('alpha').daemon.execute('pair-checkpoint');
-  making.catch(() => undefined);
-  await pair.until(() => pair.side('alpha').daemon.state.checkpointing);
-  const since = pair.world.now;
-  await done(pair, user.write(2));
-  assert.ok(pair.world.now - since < 4000, `${pair.world.now - since} ms`);
-  await assert.rejects(done(pair, making), /no checkpoint within|not in step/);
-  fault.remove();
-  await pair.inStep();
-  pair.assertEqual();
-});
+for (const what of ['group', 'disk0.img', 'disk0.hidden']) {
+  test(`pair 6: a secondary whose checkpoint hangs at ${what} holds nobody longer than stall-ms-max`, async () => {
+    const pair = await paired(5);
+    const user = await pair.connect('alpha');
+    await done(pair, user.write(1));
+    const fault = pair.world.fault('beta', { operation: 'sync', path: `/data/${what}`, delayMs: 60_000 });
+    const making = pair.side('alpha').daemon.execute('pair-checkpoint');
+    making.catch(() => undefined);
+    await pair.until(() => pair.side('alpha').daemon.state.checkpointing);
+    const since = pair.world.now;
+    await done(pair, user.write(2));
+    assert.ok(pair.world.now - since < 4000, `${pair.world.now - since} ms`);
+    await assert.rejects(done(pair, making), /no checkpoint within|not in step/);
+    fault.remove();
+    await pair.inStep();
+    pair.assertEqual();
+  });
+}
 
 test('a checkpoint that cannot be made durable is refused, and the machines go on', async () => {
   const pair = await paired(6);
