@@ -187,7 +187,7 @@ test('pair 5: the table of link modes: a broken link takes every mode that forwa
   for (const mode of linkModes) {
     console.log(mode.padEnd(9), events.map((event) => `${event}: ${linkMoves[mode][event]}`).join('  '));
     for (const event of linkModes) assert.equal(linkMoves[mode][event], event, 'a supervisor may set any mode');
-    const forwarding = mode === 'syncing' || mode === 'in-sync';
+    const forwarding = mode === 'syncing' || mode === 'in-sync' || mode === 'barrier';
     assert.equal(linkMoves[mode]['link-down'], forwarding ? 'held' : mode);
     const log: string[] = [];
     const links = new LinkGroup();
