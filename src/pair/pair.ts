@@ -40,8 +40,8 @@ export function decide(state: PairState, event: PairEvent, given: Given): Decisi
     const isNew = record.checkpoint !== state.record.checkpoint;
     return { state: { ...state, record, sequence, checkpoint: isNew ? record.checkpoint : state.checkpoint } };
   }
-  // A timer that outlived its reason: whatever runs now has its own outcome.
-  if (event.type === 'retry' && (state.plan !== null || state.phase !== event.phase)) return { state };
+  if (event.type === 'retry' && (state.plan !== null || state.phase !== event.phase))
+    return untimely(state, event.phase);
   const seen = observe(state, event);
   const { key, payload } = keyOf(event);
   const act = table.get(`${seen.phase}: ${key}`)?.act;
@@ -49,6 +49,14 @@ export function decide(state: PairState, event: PairEvent, given: Given): Decisi
   const begun =
     decision.plan === undefined ? decision : { ...decision, state: { ...decision.state, plan: decision.plan.name } };
   return settleAsked(settlePending(seen, stopWhenAtRest(beginWanted(begun), given)));
+}
+
+/**
+ * A timer that outlived its reason: whatever runs now has its own outcome. In step it is about what is marked, which no
+ * other plan makes good: then it is only too early.
+ */
+function untimely(state: PairState, since: Phase): Decision {
+  return since === 'in-step' && state.phase === since ? { state, now: [{ do: 'retry-later' }] } : { state };
 }
 
 /** What an event says of the world in every phase. */

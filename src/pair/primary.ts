@@ -260,9 +260,9 @@ export const primaryRows: readonly Row[] = [
     'in-step',
     ['retry', 'diverged'],
     'in-step',
-    'what is marked is sent again from what the local disk reads; a checkpoint ends first',
+    'what is marked is sent again from what the local disk reads; what is under way ends first',
     (state) =>
-      state.checkpointing
+      state.checkpointing || state.plan !== null
         ? { state, now: [{ do: 'retry-later' }] }
         : { state, plan: plan('note', { do: 'start-copy', targetIsZero: false }) },
   ),

@@ -99,3 +99,22 @@ test('pair 15: a failover that is a switchover splits nothing where the primary 
   await pair.inStep();
   assert.equal((await pair.status('alpha')).role, 'primary');
 });
+
+test('pair 8: a range that diverged is tried again also where a checkpoint was under way when its turn came', async () => {
+  const pair = await paired(6, { config: overlays });
+  await writeSome(pair, 'alpha');
+  const path = '/data/disk0.img';
+  const unreadable = pair.world.fault('alpha', { operation: 'read', path, errno: 'EIO' });
+  const fault = pair.world.fault('alpha', { operation: 'write', path, errno: 'EIO', count: 1 });
+  const user = await pair.connect('alpha');
+  await assert.rejects(pair.world.complete(user.write(20)), /EIO/);
+  fault.remove();
+  await pair.until(() => pair.side('alpha').daemon.state.error !== null);
+  const slow = pair.world.fault('beta', { operation: 'sync', path: '/data/group', delayMs: 1500 });
+  await pair.command('alpha', 'pair-checkpoint');
+  slow.remove();
+  unreadable.remove();
+  await pair.world.runFor(10_000);
+  assert.equal((await pair.status('alpha')).disks[0]?.missingBytes, 0);
+  pair.assertEqual();
+});
