@@ -177,6 +177,9 @@ export function beginSync(state: PairState, session: Session, differs: Differenc
 /** From here on a flush of users waits for the other side too. */
 const serveInSync: Step = { do: 'set-mode', mode: 'in-sync' };
 
+/** In lock-step flushes are local: only where writers wait do all disks hold still in one moment (pair.md 21, 22). */
+const barrier: Step = { do: 'set-mode', mode: 'barrier' };
+
 /**
  * Everything is copied and durable there. With `degraded: stop` users are served only when the other side is `clean`:
  * what they are told is kept must outlive this side (pair.md 7). They are refused until then, so both stay equal.
@@ -189,9 +192,11 @@ export function close(state: PairState): Decision {
     state: { ...state, phase: 'closing', offered: generation.id, proof: goingBackTo(state.proof, null) },
     plan: plan(
       'close',
-      state.self.degraded === 'stop' ? [] : [serveInSync],
+      state.self.degraded === 'stop' ? [] : [state.self.lockStep ? barrier : serveInSync],
       { do: 'flush-remote', proven: false },
       send({ type: 'sync-end', generation, ancestors }),
+      // What ends it is that the other side took it; writers wait no longer than for any checkpoint.
+      state.self.lockStep ? [{ do: 'await-checkpoint' }] : [],
     ),
   };
 }
@@ -219,7 +224,7 @@ export function endSync(state: PairState, took: string, checkpoint: number | nul
         overwrite: null,
         peer: { name: state.self.peer, generation },
       }),
-      state.self.degraded === 'stop' ? [serveInSync] : [],
+      state.self.degraded === 'stop' || state.self.lockStep ? [serveInSync] : [],
       send({ type: 'in-step' }),
     ),
   };

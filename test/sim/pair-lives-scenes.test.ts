@@ -114,3 +114,31 @@ test('record log 10: users who write all the time do not keep a failover to the 
     await pair.world.complete(users);
   }
 });
+
+test('pair 21, 22: the closing checkpoint of a resync is a consistent cut, in lock-step too', async () => {
+  for (let seed = 1; seed < 4; seed++) {
+    const config = { store: 'overlays', mode: 'lock-step', acknowledge: 'local', checkpointMs: null } as const;
+    const pair = await paired(seed, { disks: ['disk0', 'disk1'], config });
+    pair.kill('beta');
+    await pair.until(() => pair.phase('alpha') === 'alone');
+    const a = await pair.connect('alpha', 'disk0');
+    const b = await pair.connect('alpha', 'disk1');
+    let over = false;
+    const busy = async (x: typeof a, y: typeof a, first: number): Promise<void> => {
+      for (let i = 0; !over; i++) {
+        await x.write(first + (i % 8));
+        await x.flush();
+        await y.write(first + (i % 8));
+      }
+    };
+    const all = Promise.all([busy(a, b, 0), busy(b, a, 16), busy(a, b, 32), busy(b, a, 48)]);
+    await pair.world.complete(pair.begin('beta'));
+    // Between the moments at which the two disks hold still there is the sync of one of them.
+    for (const disk of pair.disks)
+      pair.world.fault('beta', { operation: 'sync', path: `/data/${disk}.img`, delayMs: 150 });
+    await pair.inStep();
+    over = true;
+    await pair.world.complete(all);
+    assert.equal(pair.failure, null);
+  }
+});
