@@ -4,6 +4,7 @@
  */
 import { beginWanted, settleAsked } from './checkpoints.ts';
 import { commandRows } from './commands.ts';
+import { givingWayRows } from './giving-way.ts';
 import { helloRows } from './hellos.ts';
 import {
   type Decision,
@@ -19,7 +20,13 @@ import { primaryRows } from './primary.ts';
 import { secondaryRows } from './secondary.ts';
 import { type EventKey, keyOf, type Row } from './table.ts';
 
-export const pairRows: readonly Row[] = [...helloRows, ...primaryRows, ...secondaryRows, ...commandRows];
+export const pairRows: readonly Row[] = [
+  ...helloRows,
+  ...primaryRows,
+  ...givingWayRows,
+  ...secondaryRows,
+  ...commandRows,
+];
 
 /** Rows by phase and column. Two rows for one place are a mistake of ours. */
 const table = new Map<string, Row>();
