@@ -1,6 +1,6 @@
 /**
- * `node test/sim/soak.ts [LIVES] [FIRST-SEED] [KIND]`: thousands of random lives of a pair (pair-lives.ts). It prints the
- * seeds that failed; `PAIR_SEED=n node --test test/sim/pair-lives.test.ts` lives one again, aloud.
+ * `node test/sim/soak.ts [LIVES] [FIRST-SEED] [KIND]`: thousands of random lives of a pair (pair-lives.ts). It prints
+ * the seeds that failed; `PAIR_SEED=n node --test test/sim/pair-lives.test.ts` lives one again, aloud.
  */
 import { type LifeKind, live } from './pair-lives.ts';
 
