@@ -23,7 +23,8 @@ import { RealPair, type RealPairOptions } from './real-pair.ts';
 export interface SceneOptions extends Partial<RealPairOptions> {
   readonly seed: number;
   readonly diskCount: number;
-  readonly diskMiB?: number;
+  /** of all disks together, default 8 */
+  readonly groupMiB?: number;
 }
 
 export interface KnownCheckpoint {
@@ -31,21 +32,10 @@ export interface KnownCheckpoint {
   readonly state: GroupState;
 }
 
-/** Runs scenes on one pair; a failure tells the seed and the story. */
-export async function withScene(options: SceneOptions, play: (scene: OverlayScene) => Promise<void>): Promise<void> {
-  const ends: (() => unknown)[] = [];
-  const ending = { after: (call: () => unknown) => void ends.push(call) } as unknown as Ending;
-  let scene: OverlayScene | null = null;
-  try {
-    scene = await OverlayScene.make(ending, options);
-    await play(scene);
-    if (scene.pair.failure !== null) throw scene.pair.failure;
-  } catch (error) {
-    const said = error instanceof Error ? error.stack : String(error);
-    throw new Error(`seed ${options.seed}: ${said}\n${scene?.pair.story() ?? ''}`, { cause: error });
-  } finally {
-    for (const end of ends.reverse()) await end();
-  }
+/** A scene's failure with its seed and its story. */
+export function failureOf(scene: OverlayScene, seed: number, error: unknown): Error {
+  const said = error instanceof Error ? error.stack : String(error);
+  return new Error(`seed ${seed}: ${said}\n${scene.pair.story()}`, { cause: error });
 }
 
 export class OverlayScene implements Using {
@@ -60,7 +50,7 @@ export class OverlayScene implements Using {
 
   static async make(ending: Ending, options: SceneOptions): Promise<OverlayScene> {
     const disks = ['disk0', 'disk1', 'disk2'].slice(0, options.diskCount);
-    const diskBytes = (options.diskMiB ?? 8) * 2 ** 20;
+    const diskBytes = Math.floor((options.groupMiB ?? 8) / options.diskCount) * 2 ** 20;
     const pair = await RealPair.make(ending, {
       disks,
       diskBytes,

@@ -3,7 +3,7 @@
  * after each a scene of a pair with overlays (overlay-scenes.ts). It prints the story of each that fails;
  * `REAL_SEED=n node --test test/model/real-lives.test.ts` tries that life again, aloud.
  */
-import { playScene, scenes } from './overlay-scenes.ts';
+import { Stage, scenes } from './overlay-scenes.ts';
 import { live } from './real-lives.ts';
 
 const lives = Number(process.argv[2] ?? 100);
@@ -25,7 +25,11 @@ for (let seed = first; seed < first + lives; seed++) {
   await attempt(() => live(seed));
   const scene = scenes[Math.floor(seed / 2) % scenes.length];
   if (scene === undefined) throw new TypeError('there are scenes');
-  await attempt(async () => ({ seed, claim: scene.claim, results: await playScene(scene, seed, timesOfScene) }));
+  const stage = new Stage(seed);
+  for (let times = timesOfScene; times > 0; times--) {
+    await attempt(async () => ({ seed, claim: scene.claim, result: await stage.play(scene) }));
+  }
+  await stage.close();
 }
 console.log(`${lives} lives from seed ${first}, ${failures} failed`);
 process.exitCode = failures === 0 ? 0 : 1;
