@@ -373,7 +373,7 @@ export class CheckpointModel {
       if (base && Buffer.compare(bytes, expected) === 0) continue;
       if (is.length === 1 && versions.includes(is[0] ?? 0)) continue;
       const wanted = [...(base ? [versionsIn(expected).join('+')] : []), ...versions.map((own) => `${own} (own)`)];
-      const where = `${disk} block ${block} of checkpoint ${before.number}`;
+      const where: string = `${disk} block ${block} of checkpoint ${before.number}`;
       assert.fail(`${side} shows ${where} as ${is.join('+')}, it is ${wanted.join(' or ')}`);
     }
     return true;
