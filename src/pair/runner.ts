@@ -179,7 +179,8 @@ export class PairRunner {
       case 'checkpoint':
         return this.#checkpoint(step);
       case 'show-view':
-        return overlays.show();
+        // It may have been found lost when the overlays were opened.
+        return this.#parts.state().record.checkpoint === null ? undefined : overlays.show();
       case 'hide-view':
         return overlays.hide();
       case 'begin-takeover':

@@ -3,7 +3,7 @@
  * durable stands before what depends on it, and the comment at each plan says what would be lost otherwise.
  */
 import { addRefused, type Generation, type GroupRecord, joinAncestors, openGeneration } from './generation.ts';
-import type { Decision, FailoverTo, Given, PairState, Session, Step } from './pair-state.ts';
+import type { Decision, FailoverTo, Given, PairState, Plan, Session, Step } from './pair-state.ts';
 import { aloneMode, answer, commit, dropLink, peerOf, plan, send } from './plans.ts';
 
 const checkpoint = (change: Partial<GroupRecord>, atMs: number | null = null): Step => ({
@@ -203,6 +203,21 @@ export function detachSecondary(state: PairState, reason: string): Decision {
     state: { ...state, phase: 'detaching', session: null, connected: false },
     plan: plan('detach-secondary', { do: 'close-replication' }, { do: 'flush-own' }, note, dropLink(reason)),
   };
+}
+
+/**
+ * Opens the disks anew after a failure: what was not made durable is lost, and so this is another life (pair.md 4). The
+ * checkpoint is whole: what changed since stands in the overlays, all else was durable before.
+ */
+export function reopen(state: PairState, error: string): Plan {
+  const kept = state.record.checkpoint !== null;
+  return plan(
+    'reopen',
+    { do: 'close-replication' },
+    { do: 'reopen-disks' },
+    kept ? onOverlays(state, { do: 'open-overlays' }, { do: 'show-view' }) : [],
+    dropLink(error),
+  );
 }
 
 // ---------------------------------------------------------------- becoming primary

@@ -5,7 +5,7 @@
  *   detached -> target -> syncing -> following        a lost session: -> detaching -> detached
  *                                    following, detached -> promoting -> (a primary's) alone
  */
-import type { Decision, FailoverTo, PairState, Phase, Plan, Step } from './pair-state.ts';
+import type { Decision, FailoverTo, PairState, Phase, Step } from './pair-state.ts';
 import { answer, answered, commit, dropLink, plan, send } from './plans.ts';
 import {
   beginCheckpoint,
@@ -16,6 +16,7 @@ import {
   openIncomplete,
   promote,
   promoted,
+  reopen,
   take,
 } from './secondary-plans.ts';
 import { type Row, row } from './table.ts';
@@ -50,10 +51,6 @@ export function unfit({ self, record }: PairState, to: FailoverTo): string | nul
 export function canBeForced({ to }: PairState): boolean {
   return to === 'latest';
 }
-
-/** Opens the disks anew after a failure: what was not made durable is lost, and so this is another life (pair.md 4). */
-const reopen = (error: string): Plan =>
-  plan('reopen', { do: 'close-replication' }, { do: 'reopen-disks' }, dropLink(error));
 
 /** How often a follower notes that it is in step, for what it shows after a restart without a goodbye. */
 export const inStepNoteMs = 60_000;
@@ -174,7 +171,7 @@ export const secondaryRows: readonly Row[] = [
     'a disk that could not be flushed is opened anew and counts as another life',
     (state, error) => ({
       state: { ...state, error },
-      plan: reopen(error),
+      plan: reopen(state, error),
     }),
   ),
   row('detaching', 'done reopen', 'detached', 'waits for the primary', (state) =>
@@ -249,7 +246,7 @@ export const secondaryRows: readonly Row[] = [
       const detached: PairState = { ...next, serving: false, session: null };
       if (state.record.role === 'none')
         return { state: { ...detached, phase: 'no-role' }, now: [...now, dropLink(error)] };
-      return { state: { ...detached, phase: 'detaching' }, plan: reopen(error), now };
+      return { state: { ...detached, phase: 'detaching' }, plan: reopen(state, error), now };
     },
   ),
   row('promoting', 'retry', 'promoting', 'finished (pair.md 14)', (state) => ({

@@ -48,3 +48,20 @@ test('pair 21: a mirror that becomes the secondary of lock-step makes its first 
   await pair.until(() => pair.side('beta').daemon.state.record.checkpoint !== null);
   assert.ok(pair.side('alpha').daemon.state.request > 0, 'the primary was asked for it');
 });
+
+test('pair 17: a secondary whose disk failed a sync shows its checkpoint again when the disk was opened anew', async () => {
+  const pair = await paired(4, { config: overlays });
+  await writeSome(pair, 'alpha');
+  await pair.command('alpha', 'pair-checkpoint');
+  const user = await pair.connect('alpha');
+  await pair.world.complete(user.write(3));
+  pair.world.fault('beta', { operation: 'sync', path: '/data/disk0.img', errno: 'EIO', count: 1 });
+  const flushing = user.flush();
+  flushing.catch(() => undefined);
+  await pair.until(() => pair.phase('beta') === 'detaching');
+  pair.kill('alpha');
+  await pair.until(() => pair.phase('beta') === 'detached');
+  assert.notEqual(pair.side('beta').daemon.state.record.checkpoint, null);
+  const view = await pair.connect('beta');
+  assert.equal(view.client.info.readOnly, true);
+});
