@@ -1,7 +1,7 @@
 /** Scenes in which a side is killed with -9 during a resync beside the last checkpoint (pair.md 11, 16). */
 import assert from 'node:assert/strict';
 import type { OverlayScene } from './overlay-scene.ts';
-import { checkExactly, copyState } from './overlay-truth.ts';
+import { checkExactly, copyState, type GroupState } from './overlay-truth.ts';
 
 /**
  * The secondary returns after an absence, the primary's user writing all the time, and whoever is picked is killed
@@ -27,6 +27,12 @@ export async function killedInResync(
   user.begin();
   await pair.start(secondary);
   const syncing = await scene.phase(secondary, 'syncing', 'following');
+  // What stood there when it came back, while that is being changed below.
+  let shown: GroupState | null = null;
+  if (random.chance(0.7)) {
+    await scene.phase(primary, 'copying', 'settling', 'closing', 'in-step');
+    shown = await scene.view(secondary);
+  }
   await scene.pass(random.pick([5, 50, 200]));
   const lost = random.pick(['primary', 'secondary', 'both'] as const);
   if (lost !== 'secondary') pair.kill(primary);
@@ -46,7 +52,8 @@ export async function killedInResync(
   const status = await scene.phase(secondary, 'detached');
   const view = await scene.view(secondary);
   if (mixture) {
-    // What stood there when it came back: every flush of the time in step, nothing of the time alone.
+    if (shown !== null) checkExactly(view, shown, 'the view of a resync, before and after');
+    // Every flush of the time in step, nothing of the time alone.
     truth.checkReaches(view, promised, 'the view of a resync');
     for (const [disk, versions] of view) {
       const beyond = versions.findIndex((version, block) => version > (mayHave.get(disk)?.[block] ?? 0));
