@@ -95,7 +95,7 @@ async function openRecord(
   await createImages(host, images.missing);
   await settleImages(host, config.disks);
   // Overlays of a group that nothing is known of: their epochs would come again.
-  if (config.store === 'overlays') await disks.overlays.remove();
+  if (config.store === 'overlays') await disks.overlays.setAside();
   const base = { volume: config.volume, name: config.name, disks: sizes };
   if (images.blank) {
     const record = emptyRecord({ ...base, role: config.role, store: 'clean' });

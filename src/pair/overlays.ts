@@ -117,6 +117,18 @@ export class PairOverlays {
     this.#open = false;
   }
 
+  /** Puts the files aside, for somebody who may want to look at them: nobody knows what they belong to. */
+  async setAside(): Promise<void> {
+    const { files } = this.#host;
+    let found = false;
+    for (const path of this.#disks.flatMap((disk) => kinds.map((kind) => this.#path(disk, kind)))) {
+      if ((await files.stat(path)) === null) continue;
+      await files.rename(path, `${path}.damaged`);
+      found = true;
+    }
+    if (found) await files.syncFolder(this.#config.overlays.folder);
+  }
+
   /** Takes the files away: nothing in them counts. They must be closed. */
   async remove(): Promise<void> {
     const { files } = this.#host;
@@ -177,6 +189,17 @@ export class PairOverlays {
   async keep(): Promise<void> {
     if (this.#filters) return;
     this.#filters = true;
+    try {
+      await this.#addTops();
+      await this.#run('xen-set-replication', { enable: true, primary: false });
+    } catch (error) {
+      // All of it or nothing: the next try begins anew.
+      await this.leave();
+      throw error;
+    }
+  }
+
+  async #addTops(): Promise<void> {
     for (const { name } of this.#disks) {
       await this.#run('blockdev-add', {
         driver: 'replication',
@@ -186,7 +209,6 @@ export class PairOverlays {
         'top-id': `${name}-top`,
       });
     }
-    await this.#run('xen-set-replication', { enable: true, primary: false });
   }
 
   /** Old content is not kept any more; nothing is emptied. */
