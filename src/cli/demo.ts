@@ -128,6 +128,8 @@ class Demo {
 
   /** The primary first (pair.md 18): then the secondary has all that was written. */
   private async stop(): Promise<boolean> {
+    // One that somebody has started again since the last look is stopped as well.
+    await Promise.all(this.daemons.map((daemon) => daemon.poll()));
     const rank = (daemon: DemoDaemon): number => (daemon.status?.role === 'primary' ? 0 : 1);
     const order = [...this.daemons].sort((one, other) => rank(one) - rank(other));
     let clean = true;

@@ -65,7 +65,7 @@ test('killed -9, failed over, started again: every flushed byte stays, and so do
   await pair.until('b', 'in sync', inSync);
   const refused = await run('qemu-io', ['-f', 'raw', '-c', 'write 0 512', uriOf(target)]);
   assert.notEqual(refused.code, 0, 'what the target shows is read-only');
-  assert.match(demo.stdout(), /a died \(SIGKILL\)/);
+  await pair.untilSaid(demo, /a died \(SIGKILL\)/);
 
   demo.kill('SIGINT');
   assert.equal(await demo.exited, 0, demo.stdout() + demo.stderr());
@@ -99,7 +99,7 @@ test('pair 16, 17, 21: read the checkpoint, fail over to it, and the old primary
   assert.equal(`checkpoint ${checkpointOf(offered).number}`, /^checkpoint \d+/.exec(made.stdout)?.[0]);
   await readPattern(uriOf(offered), 0x11, 0, 2 * mebibyte);
   await readPattern(uriOf(first), 0x22, mebibyte, mebibyte);
-  assert.match(demo.stdout(), /b serves the last checkpoint, read-only: {2}nbd:/);
+  await pair.untilSaid(demo, /b serves the last checkpoint, read-only: {2}nbd:/);
 
   process.kill(pidOf(first), 'SIGKILL');
   await pair.until('a', 'gone', (entry) => entry.role === undefined);

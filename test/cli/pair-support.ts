@@ -129,6 +129,15 @@ export class TestPair {
     }
   }
 
+  /** Waits until the demo has said it: it looks at its daemons every now and then. */
+  async untilSaid(demo: Daemon, words: RegExp): Promise<void> {
+    const limit = Date.now() + readyMs;
+    while (!words.test(demo.stdout())) {
+      if (Date.now() > limit) assert.match(demo.stdout(), words);
+      await sleep(100);
+    }
+  }
+
   /** What a daemon that the demo started has logged. */
   log(name: string): string {
     try {
