@@ -149,6 +149,13 @@ const secondaryCheckpoints: readonly Row[] = [
     const failed = send({ type: 'checkpoint-failed', request: state.checkpointFor, reason: error });
     return { ...told, now: [failed, ...(told.now ?? [])] };
   }),
+  row(
+    'following',
+    'unsure',
+    'detaching',
+    'the session ends: the disks stay what the group file may say that they are, until it is written',
+    (state, { error }) => detachSecondary({ ...state, error }, error),
+  ),
 ];
 
 const commands: readonly Row[] = [

@@ -233,9 +233,14 @@ export class PairOverlays {
 
   /**
    * All disks prepare, `makeDurable` writes the new epoch, all forget the old in one tick (pair.md 22). A failure
-   * before that leaves everything as it was.
+   * before that leaves everything as it was. `takeBack`: what was not made durable may be found all the same; until
+   * this has written over it the disks hold still, if need be to the end of the session.
    */
-  async checkpoint(epoch: number, makeDurable: () => Promise<void>): Promise<void> {
+  async checkpoint(
+    epoch: number,
+    makeDurable: () => Promise<void>,
+    takeBack: () => Promise<void> = () => Promise.resolve(),
+  ): Promise<void> {
     // Without the filters the round would have no members, and succeed.
     if (!this.#filters)
       throw new BlockError('wrong-state', 'old content is not kept now: there is nothing to go back to');
@@ -243,6 +248,7 @@ export class PairOverlays {
     try {
       await makeDurable();
     } catch (error) {
+      await takeBack();
       await this.#run('replication-abort');
       throw error;
     }

@@ -280,6 +280,8 @@ export type PairEvent =
   | { readonly type: 'promoted' }
   /** secondary: nothing was written since the last checkpoint: it is as good as a new one */
   | { readonly type: 'checkpoint-unchanged' }
+  /** secondary: a checkpoint that was not made may stand in the group file: nothing may change until it is written */
+  | { readonly type: 'unsure'; readonly error: string }
   /** the time after a failure has passed; `phase`: in which that was */
   | { readonly type: 'retry'; readonly phase: Phase }
   | { readonly type: 'command'; readonly command: Command };

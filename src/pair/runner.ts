@@ -308,18 +308,26 @@ export class PairRunner {
     const number = record.checkpoints + 1;
     let durable = false;
     const makeDurable = async (): Promise<void> => {
-      const checkpoint = { number, atMs: atMs ?? host.clock.wall() };
+      await this.#commit({
+        ...change,
+        epoch,
+        checkpoint: { number, atMs: atMs ?? host.clock.wall() },
+        checkpoints: number,
+      });
+      durable = true;
+    };
+    // It may stand in the file all the same: the state that goes on is written over it before anybody goes on.
+    const takeBack = async (): Promise<void> => {
       try {
-        await this.#commit({ ...change, epoch, checkpoint, checkpoints: number });
-        durable = true;
-      } catch (error) {
-        // It may stand in the file all the same: the state that goes on is written over it before anybody goes on.
         await this.#commit({});
+      } catch (error) {
+        const { message } = toBlockError(error);
+        dispatch({ type: 'unsure', error: `checkpoint ${number} was not made, and cannot be taken back: ${message}` });
         throw error;
       }
     };
     try {
-      await disks.overlays.checkpoint(epoch, makeDurable);
+      await disks.overlays.checkpoint(epoch, makeDurable, takeBack);
     } catch (error) {
       // Made, and not all overlays have forgotten the old one: what they keep from now on leads nowhere.
       if (durable) await this.#commit({ checkpoint: null });
