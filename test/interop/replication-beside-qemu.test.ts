@@ -1,7 +1,7 @@
 /**
- * COLO's block replication between two vendors, as QEMU's docs/block-replication.txt and
- * docs/howto/replication-by-hand.md build it: the same scene, in the same commands, with QEMU on one side and blockstep on
- * the other, and with QEMU on both, which shows that the scene asks for what QEMU does.
+ * COLO's block replication between two vendors, as QEMU's docs/block-replication.txt and our
+ * docs/howto/replication-by-hand.md build it: the same scene, in the same commands, with QEMU on one side and blockstep
+ * on the other, and with QEMU on both, which shows that the scene asks for what QEMU does.
  *
  *     user -> quorum "disk" -> primary.img                            view -> replication "top" -> active -> hidden
  *                           \-> replication "forward" -> NBD -> export "incoming" -> secondary.img <----------/
