@@ -25,7 +25,7 @@ export class CommitWrites implements CopyTarget {
   readonly dirty: DirtyBitmap;
   private readonly lock = new RangeLock();
   private readonly base: () => BlockNode;
-  /** a write that a copy may have waited for has ended, or the base failed */
+  /** a request that a copy may have waited for has ended, or the base failed */
   private readonly changed: () => void;
   private takenBytes = 0;
   private baseFailure: BlockError | null = null;
@@ -50,7 +50,7 @@ export class CommitWrites implements CopyTarget {
 
   read(top: BlockNode, offset: number, into: Uint8Array): Done {
     if (this.lock.idle) return top.read(offset, into);
-    return this.lock.run(offset, into.length, true, () => top.read(offset, into));
+    return this.told(this.lock.run(offset, into.length, true, () => top.read(offset, into)));
   }
 
   /** @param from null: zeroes */
@@ -61,8 +61,14 @@ export class CommitWrites implements CopyTarget {
         ? this.follow(offset, length, from)
         : above.then(() => this.follow(offset, length, from));
     });
-    // A copy may have waited for it.
-    return done === undefined || this.dirty.empty ? done : done.finally(this.changed);
+    return this.told(done);
+  }
+
+  /** A copy may wait for the end of a request, also of one that came before its range was found to be dirty. */
+  private told(done: Done): Done {
+    return done?.finally(() => {
+      if (!this.dirty.empty) this.changed();
+    });
   }
 
   /** The clean parts of a write go to the base too. Its failure is no failure of the write. */
@@ -102,7 +108,7 @@ export class CommitWrites implements CopyTarget {
     return this.dirty.bytes - this.takenBytes;
   }
 
-  /** Skips what is being written or copied: `changed` tells when that has ended. */
+  /** Skips what is being read, written or copied: `changed` tells when that has ended. */
   next(from: number, lengthMax: number): DirtyRange | null {
     const { dirty, lock, granularity } = this;
     for (let at = from; ; ) {

@@ -4,6 +4,7 @@ import { type TestContext, test } from 'node:test';
 import type { RootUse } from '../../src/block/graph-view.ts';
 import { attempt } from '../../src/util/later.ts';
 import { parent, writer } from '../block/fixture.ts';
+import { settleTurns } from '../drivers/replication-world.ts';
 import { type CheckedEngine, checkedEngine, memoryNode } from './checked.ts';
 
 const size = 4 * 2 ** 20;
@@ -165,6 +166,51 @@ test('block-commit: the first I/O error of the base ends the job, not the write;
   assert.ok((await content('top')).equals(expected));
   await user.release();
 });
+
+const blkdebug = (name: string, bytes: number) => ({
+  driver: 'blkdebug',
+  'node-name': name,
+  image: { driver: 'memory', size: bytes },
+});
+
+for (const request of ['write', 'read'] as const) {
+  test(`block-commit: a ${request} that the last copy has to wait for does not stop it for good`, async (t) => {
+    const { add, content, execute, event, engine } = runOf(t);
+    const slow = (name: string, operation: string, delayMs: number) =>
+      engine.graph.find(name).node.control?.({
+        action: 'add-fault',
+        fault: { operation, 'delay-ms': delayMs, count: 1 },
+      });
+    await add(blkdebug('base', size));
+    await add(blkdebug('file', 0));
+    await add({ ...overlay('top', 'base'), file: 'file' });
+    let pending: Promise<void> | undefined;
+    let issue = (): void => undefined;
+    const user = await engine.graph.use('top', parent('a user', { drainEnd: () => issue() }), writer);
+    await write(user, 0, 4096, 1);
+    await write(user, 2 ** 20, 4096, 1);
+    if (request === 'write') {
+      // Under way from before the job has looked for what is to be copied.
+      issue = () => {
+        issue = () => undefined;
+        pending = write(user, 0, 4096, 2);
+      };
+      await slow('file', 'write', 100);
+      await execute('block-commit', { 'job-id': 'c', device: 'top' });
+    } else {
+      // One block is on its way into the base, the next one is to follow a moment later.
+      await slow('base', 'write', 100);
+      await execute('block-commit', { 'job-id': 'c', device: 'top', speed: 2 ** 17 });
+      await settleTurns();
+      await slow('file', 'read', 200);
+      pending = attempt(() => user.node.read(2 ** 20, new Uint8Array(4096)));
+    }
+    await pending;
+    await event('BLOCK_JOB_READY', 'c');
+    assert.ok((await content('base')).equals(await content('top')));
+    await user.release();
+  });
+}
 
 test('block-commit over nodes that answer at once: others have their turn after each MiB that is found or copied', async (t) => {
   const { add, use, execute, event, engine } = runOf(t);
