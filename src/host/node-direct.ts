@@ -3,8 +3,8 @@
  * bytes are copied through aligned buffers, and the blocks at the ends of a write are read first. The device answers
  * each call, so all of them are made on threads.
  *
- * Invariant: two writes that share a block are never under way together, nor is any other beside one that writes the
- * last block of a file, which is cut afterwards to where its bytes end.
+ * Invariant: two writes that share a block are never under way together, nor a write and a call that zeroes a part of
+ * it, nor is any other beside one that writes the last block of a file, which is cut afterwards to where its bytes end.
  */
 import type { FileHandle } from 'node:fs/promises';
 import { RangeLock } from '../util/range-lock.ts';
@@ -70,6 +70,17 @@ export class DirectIo {
     const hold = await this.#ranges.acquire(start, end - start);
     try {
       await this.#writeBlocks(offset, from);
+    } finally {
+      hold.release();
+    }
+  }
+
+  /** Makes a call that zeroes a range: not while a write holds, and puts back, what stood in a block of it. */
+  async between<T>(offset: number, length: number, call: () => Promise<T>): Promise<T> {
+    const start = this.#down(offset);
+    const hold = await this.#ranges.acquire(start, this.#up(offset + length) - start);
+    try {
+      return await call();
     } finally {
       hold.release();
     }

@@ -183,16 +183,16 @@ export class NodeFile implements HostFile {
   }
 
   punchHole(offset: number, length: number): boolean | Promise<boolean> {
-    return this.#change('punch hole in', length, punchHole(this.#fd, offset, length));
+    return this.#change('punch hole in', offset, length, punchHole(this.#fd, offset, length));
   }
 
   zeroRange(offset: number, length: number): boolean | Promise<boolean> {
-    return this.#change('zero range of', length, zeroRange(this.#fd, offset, length));
+    return this.#change('zero range of', offset, length, zeroRange(this.#fd, offset, length));
   }
 
   discard(offset: number, length: number): boolean | Promise<boolean> {
     if (this.kind === 'file') return this.punchHole(offset, length);
-    return this.#change('discard of', length, discardBlocks(this.#fd, offset, length));
+    return this.#change('discard of', offset, length, discardBlocks(this.#fd, offset, length));
   }
 
   async close(): Promise<void> {
@@ -268,12 +268,13 @@ export class NodeFile implements HostFile {
     throw this.#wrap(doing, error);
   }
 
-  #change(doing: string, length: number, call: SystemCall<boolean>): boolean | Promise<boolean> {
+  #change(doing: string, offset: number, length: number, call: SystemCall<boolean>): boolean | Promise<boolean> {
     const calls = this.#calls;
     if (calls === null) return false;
     if (length === 0) return true;
     if (this.#fd >= 0 && (this.#pace.slow || this.kind === 'block' || length > quickHoleMax)) {
-      return this.#changeOnThread(doing, call, calls);
+      const make = (): Promise<boolean> => this.#changeOnThread(doing, call, calls);
+      return this.#direct === null ? make() : this.#direct.between(offset, length, make);
     }
     const began = performance.now();
     const done = this.#do(doing, () => calls.now(call));

@@ -34,6 +34,19 @@ for (const direct of [false, true])
     await fc.assert(fc.asyncProperty(fc.array(fileStep, { maxLength: 12 }), agrees), { numRuns: 150 });
   });
 
+for (const what of ['punchHole', 'zeroRange'] as const)
+  test(`past the page cache: ${what} beside a write to the same block keeps its zeroes`, async (t) => {
+    const path = join(await temporaryFolder(t), 'f');
+    const file = await host.files.open(path, { access: 'write', create: 'exclusive', direct: true });
+    cleanup(t, () => file.close());
+    for (let round = 0; round < 40; round += 1) {
+      await file.write(0, pattern(4096, 1));
+      // The write reads its whole block, and puts it back: what was zeroed in between must not come back with it.
+      await Promise.all([file.write(0, pattern(512, 2)), file[what](512, 512)]);
+      assert.deepEqual(await readAll(file, 512, 512), new Uint8Array(512), `round ${round}`);
+    }
+  });
+
 test('a punched range gives its space back, as du sees it', async (t) => {
   const path = join(await temporaryFolder(t), 'f');
   const file = await create(host, path);
