@@ -22,7 +22,7 @@ export type BlockOperation =
   | 'backup-target'
   | 'replace';
 
-/** What replication keeps from its nodes while it runs: all of them. */
+/** What replication, or a job, keeps from its nodes while it runs: all of them. */
 export const blockOperations: readonly BlockOperation[] = [
   'resize',
   'eject',
@@ -62,6 +62,16 @@ export class OpBlockers {
       lift: (): void => {
         entries.delete(entry);
         if (entries.size === 0 && this.byNode.get(nodeName) === entries) this.byNode.delete(nodeName);
+      },
+    };
+  }
+
+  /** The same on several nodes. */
+  blockAll(nodeNames: readonly string[], reason: string): OpBlock {
+    const blocks = nodeNames.map((name) => this.block(name, blockOperations, reason));
+    return {
+      lift: (): void => {
+        for (const block of blocks) block.lift();
       },
     };
   }

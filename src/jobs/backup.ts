@@ -61,6 +61,8 @@ export async function startBackup(graph: Graph, jobs: JobManager, how: BackupHow
     autoDismiss: how.autoDismiss,
     internal: how.internal ?? false,
   });
+  const { device, target } = how;
+  if (how.internal !== true) job.keep(graph.blockers.blockAll([device, target], `job '${job.id}' works on it`));
   try {
     const copies = await body.open();
     job.start();
@@ -74,9 +76,9 @@ export async function startBackup(graph: Graph, jobs: JobManager, how: BackupHow
 /** `blockdev-backup` */
 export async function startBlockdevBackup(graph: Graph, jobs: JobManager, args: BackupArguments): Promise<void> {
   const { device, target, sync } = args;
+  if (device === target) throw new BlockError('invalid-option', `target: '${target}' is the device itself`);
   graph.blockers.check(device, 'backup-source');
   graph.blockers.check(target, 'backup-target');
-  if (device === target) throw new BlockError('invalid-option', `target: '${target}' is the device itself`);
   const jobId = args['job-id'] ?? device;
   await startBackup(graph, jobs, {
     jobId,

@@ -11,7 +11,7 @@
 import { backingOf, findAllocated, overlaysAbove } from '../block/chain.ts';
 import { allPermissions, permissionBits } from '../block/child.ts';
 import { type CommitTap, CommitWrites } from '../block/commit-writes.ts';
-import type { Drained, Graph, RootUse } from '../block/graph-view.ts';
+import type { Drained, Graph, NodeInfo, RootUse } from '../block/graph-view.ts';
 import type { BlockNode } from '../block/node.ts';
 import { BlockError } from '../util/errors.ts';
 import { deferred } from '../util/later.ts';
@@ -77,6 +77,7 @@ export async function startCommit(graph: Graph, jobs: JobManager, how: CommitHow
     autoDismiss: how.autoDismiss,
     internal: how.internal ?? false,
   });
+  if (how.internal !== true) job.keep(graph.blockers.blockAll(body.nodeNames, `job '${job.id}' works on it`));
   try {
     await body.open(job);
   } catch (error) {
@@ -143,7 +144,7 @@ class CommitBody implements JobBody {
   pivoted = false;
   private readonly graph: Graph;
   private readonly how: CommitHow;
-  private readonly overlays: readonly BlockNode[];
+  private readonly overlays: readonly NodeInfo[];
   private source: RootUse | null = null;
   private base: RootUse | null = null;
   private writes: CommitWrites | null = null;
@@ -163,7 +164,12 @@ class CommitBody implements JobBody {
     if (above !== below) {
       throw new BlockError('invalid-option', `'${top}' has ${above} bytes, its base '${base}' has ${below}`);
     }
-    this.overlays = overlays.map(({ node }) => node);
+    this.overlays = overlays;
+  }
+
+  /** The chain, from the top to the base. */
+  get nodeNames(): readonly string[] {
+    return [...this.overlays.map(({ nodeName }) => nodeName), this.how.base];
   }
 
   get inStep(): boolean {
@@ -309,7 +315,12 @@ class CommitBody implements JobBody {
       await this.othersTurn();
       await control.pausePoint();
     };
-    await findAllocated(this.overlays, dirty.length, pause, (offset, length) => dirty.mark(offset, length));
+    await findAllocated(
+      this.overlays.map(({ node }) => node),
+      dirty.length,
+      pause,
+      (offset, length) => dirty.mark(offset, length),
+    );
   }
 
   private othersTurn(): Promise<void> {

@@ -114,6 +114,7 @@ export class Job implements JobControl {
   private totalBytes = 0;
   private ioStatus: BlockJobInfo['io-status'] = 'ok';
   private failure: BlockError | null = null;
+  private block: { lift(): void } | null = null;
   private waiter: Deferred | null = null;
   private woken = false;
 
@@ -148,8 +149,14 @@ export class Job implements JobControl {
     this.apply({ type: 'start' });
   }
 
+  /** What other operations are kept from while the body holds its nodes; lifted when they are given back. */
+  keep(block: { lift(): void }): void {
+    this.block = block;
+  }
+
   /** Before `start`: it never was. */
   forget(): void {
+    this.block?.lift();
     this.apply({ type: 'forgotten' });
     this.end.resolve();
   }
@@ -350,6 +357,7 @@ export class Job implements JobControl {
     } catch (thrown) {
       this.failure ??= toBlockError(thrown);
     }
+    this.block?.lift();
     if (cancelled) this.emit('BLOCK_JOB_CANCELLED', this.progress());
     else this.emit('BLOCK_JOB_COMPLETED', { ...this.progress(), ...this.errorMember() });
     this.apply({ type: 'cleaned' });

@@ -52,6 +52,7 @@ export async function startBlockdevMirror(graph: Graph, jobs: JobManager, args: 
     autoFinalize: args['auto-finalize'],
     autoDismiss: args['auto-dismiss'],
   });
+  job.keep(graph.blockers.blockAll([args.device, args.target], `job '${jobId}' works on it`));
   try {
     await body.open(job);
   } catch (error) {

@@ -240,3 +240,38 @@ test('block-commit over nodes that answer at once: others have their turn after 
   await event('BLOCK_JOB_COMPLETED', 'c');
   await user.release();
 });
+
+test('a node that a job works on is busy for every other job, as source and as target, until the job has ended', async (t) => {
+  const { add, use, content, execute, event } = runOf(t);
+  for (const name of ['disk', 'target', 'third', 'base']) await add(memoryNode(name, size));
+  await add(overlay('top', 'base'));
+  const user = await use('disk');
+  await write(user, 0, 100_000, 1);
+  const busy = (message: RegExp) => ({ code: 'op-blocked', message });
+  await execute('blockdev-backup', { 'job-id': 'b', device: 'disk', target: 'target', sync: 'none' });
+  // A pivot to a third node would be undone when the backup gives its source back to its users.
+  const mirror = { 'job-id': 'm', sync: 'full' };
+  await assert.rejects(execute('blockdev-mirror', { ...mirror, device: 'disk', target: 'third' }), busy(/job 'b'/));
+  // Two points in time in one target are none.
+  const backup = { 'job-id': 'b2', sync: 'full' };
+  await assert.rejects(execute('blockdev-backup', { ...backup, device: 'third', target: 'target' }), busy(/job 'b'/));
+  await assert.rejects(execute('blockdev-backup', { ...backup, device: 'target', target: 'third' }), busy(/job 'b'/));
+  await assert.rejects(execute('block_resize', { 'node-name': 'target', size: 512 }), busy(/resize is blocked/));
+  await execute('block-job-cancel', { device: 'b' });
+  await event('BLOCK_JOB_CANCELLED', 'b');
+  await execute('block-commit', { 'job-id': 'c', device: 'top' });
+  await event('BLOCK_JOB_READY', 'c');
+  await assert.rejects(execute('blockdev-backup', { ...backup, device: 'disk', target: 'base' }), busy(/job 'c'/));
+  await execute('block-job-cancel', { device: 'c', force: true });
+  await event('BLOCK_JOB_CANCELLED', 'c');
+  await execute('blockdev-mirror', { ...mirror, device: 'disk', target: 'third' });
+  await event('BLOCK_JOB_READY', 'm');
+  await assert.rejects(execute('blockdev-backup', { ...backup, device: 'disk', target: 'target' }), busy(/job 'm'/));
+  await execute('job-complete', { id: 'm' });
+  await event('BLOCK_JOB_COMPLETED', 'm');
+  assert.equal(user.nodeName, 'third');
+  assert.ok((await content('third')).subarray(0, 100_000).equals(Buffer.alloc(100_000, 1)));
+  await execute('blockdev-backup', { ...backup, device: 'disk', target: 'target' });
+  await event('BLOCK_JOB_COMPLETED', 'b2');
+  await user.release();
+});
