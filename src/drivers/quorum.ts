@@ -221,10 +221,10 @@ class QuorumNode implements DriverNode {
       results[i] = done;
     }
     if (waiting === null) return undefined;
-    if (results !== null) return this.conclude(kind, children, results, offset, length);
+    if (results !== null) return this.conclude(kind, children, results, offset, length, flags);
     const only = waiting;
     const conclude = (): Promise<void> =>
-      this.conclude(kind, children, resultsOf(children, waitingAt, only), offset, length);
+      this.conclude(kind, children, resultsOf(children, waitingAt, only), offset, length, flags);
     // The usual write of a pair waits for the link alone: as long as that succeeds there is nothing to conclude.
     return waitingAt === 0 ? conclude() : only.catch(conclude);
   }
@@ -239,10 +239,10 @@ class QuorumNode implements DriverNode {
     results: readonly Done[],
     offset: number,
     length: number,
+    flags: WriteFlags,
   ): Promise<void> {
-    // At once, not when all are done: that may take as long as a link does. A flush stands for the whole disk:
-    // of every write since the last one it is open whether the child that decides has it.
-    if (this.fifo) results[0]?.catch(() => this.tellSiblings(children, offset, length));
+    // At once, not when all are done: that may take as long as a link does.
+    if (this.fifo) results[0]?.catch((thrown) => this.tellSiblings(thrown, children, offset, length, flags));
     const outcomes = await Promise.allSettled(results);
     const errors = outcomes.map((outcome) => (outcome.status === 'rejected' ? toBlockError(outcome.reason) : null));
     let failed = 0;
@@ -259,8 +259,22 @@ class QuorumNode implements DriverNode {
     throw error;
   }
 
-  private tellSiblings(children: readonly Child[], offset: number, length: number): void {
-    for (const sibling of children.slice(1)) sibling.node.siblingFailed?.(offset, length);
+  /**
+   * A flush stands for the whole disk: of every write since the last one it is open whether the child that decides has
+   * it. FUA is a flush as well; only for want of space not even the write was done.
+   */
+  private tellSiblings(
+    thrown: unknown,
+    children: readonly Child[],
+    offset: number,
+    length: number,
+    flags: WriteFlags,
+  ): void {
+    const flushed = (flags & writeFlags.fua) !== 0 && toBlockError(thrown).code !== 'no-space';
+    for (const { node } of children.slice(1)) {
+      if (flushed) node.siblingFailed?.(0, this.length);
+      else node.siblingFailed?.(offset, length);
+    }
   }
 
   private zeroAll(first: number, offset: number, length: number, flags: WriteFlags): Done {
@@ -287,7 +301,7 @@ class QuorumNode implements DriverNode {
       await this.children[0]?.node.writeZeroes(offset, length, flags);
     } catch (error) {
       // It may have zeroed a part.
-      if (!isNotSupported(error)) this.tellSiblings(this.children, offset, length);
+      if (!isNotSupported(error)) this.tellSiblings(error, this.children, offset, length, flags);
       throw error;
     }
     await this.zeroAll(1, offset, length, flags & ~writeFlags.fastZero);

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { z } from 'zod';
 import { type DriverNode, defineDriver } from '../../src/block/driver.ts';
+import { writeFlags } from '../../src/block/node.ts';
 import { BlockError } from '../../src/util/errors.ts';
 import type { Done } from '../../src/util/later.ts';
 import { testGraph } from '../block/fixture.ts';
@@ -91,6 +92,21 @@ test('pair 8: in fifo the error of the first child is the request’s, although 
     events.map(({ event, data }) => `${event} ${data.type} ${data['node-name']} ${data['sector-num']}`),
     ['QUORUM_REPORT_BAD write c0 1', 'QUORUM_REPORT_BAD flush c0 0', 'QUORUM_REPORT_BAD write c0 0'],
   );
+});
+
+test('pair 8: a write with FUA that the first child fails is a flush that failed: it may have lost what came before', async () => {
+  const { first, second, node } = await quorumOf(2, fifo);
+  first.answer = failing;
+  await assert.rejects(async () => await node.write(512, bytes, writeFlags.fua), { message: 'bad disk' });
+  await assert.rejects(async () => await node.writeZeroes(0, 4096, writeFlags.fua | writeFlags.fastZero));
+  const siblings = (): string[] => second.log.filter((line) => line.startsWith('sibling'));
+  assert.deepEqual(siblings(), [`sibling 0+${size}`, `sibling 0+${size}`]);
+  // What finds no room was not even written.
+  first.answer = () => {
+    throw new BlockError('no-space', 'full');
+  };
+  await assert.rejects(async () => await node.write(512, bytes, writeFlags.fua), { message: 'full' });
+  assert.deepEqual(siblings().at(-1), 'sibling 512+512');
 });
 
 test('pair 8: a write that the first child fails later is told to the others at once, though they still wait', async () => {
