@@ -100,10 +100,13 @@ export class StoppingBackend implements NbdBackend {
     if (this.#resumed) void this.#tryAgain();
   }
 
-  /** What waits fails with the error that stopped it, and nothing waits from now on: the export goes. */
+  /**
+   * What waits fails with the error that stopped it, and nothing waits from now on: the export goes. What is being
+   * tried is answered by the node, which still has its bytes.
+   */
   giveUp(): void {
     this.#closed = true;
-    for (const { done } of this.#held.splice(0)) done.reject(this.#error);
+    for (const { done } of this.#held.splice(this.#trying ? 1 : 0)) done.reject(this.#error);
     this.#error = null;
   }
 

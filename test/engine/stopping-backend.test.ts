@@ -132,3 +132,23 @@ test('when the export goes, what waits fails with the error that stopped it, and
   assert.throws(() => backend.write(3, byte, 0), { code: 'no-space' });
   assert.equal(backend.stop, null);
 });
+
+test('when the export goes while a write is tried again, its bytes are borrowed until that has ended', async () => {
+  const { backend, below } = stopping();
+  below.answer = 'no-space';
+  const tried = backend.write(1, byte, 0);
+  const behind = backend.write(2, byte, 0);
+  below.answer = 'later';
+  backend.resume();
+  let answered = false;
+  void Promise.resolve(tried).then(() => {
+    answered = true;
+  });
+  backend.giveUp();
+  await assert.rejects(async () => await behind, { code: 'no-space' });
+  await turn();
+  assert.equal(answered, false, 'the node still reads the bytes of the write');
+  below.waiting[0]?.();
+  await tried;
+  assert.deepEqual(below.written, [1]);
+});
