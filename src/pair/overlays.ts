@@ -43,6 +43,8 @@ export class PairOverlays {
   #open = false;
   /** D-top stands above the overlays */
   #filters = false;
+  /** the disks hold still for a checkpoint */
+  #prepared = false;
   /** D-top stands above the disk, which has taken their place: what a primary serves, and none of our business */
   #tookOver = false;
 
@@ -217,6 +219,7 @@ export class PairOverlays {
     await this.#quietly('xen-set-replication', { enable: false, primary: false });
     await this.#deleteTops();
     this.#filters = false;
+    this.#prepared = false;
   }
 
   /** Nothing is left above the disks: what was promoted to a checkpoint serves nobody any more. */
@@ -234,24 +237,23 @@ export class PairOverlays {
   /**
    * All disks prepare, `makeDurable` writes the new epoch, all forget the old in one tick (pair.md 22). A failure
    * before that leaves everything as it was. `takeBack`: what was not made durable may be found all the same; until
-   * this has written over it the disks hold still, if need be to the end of the session.
+   * this has written over it the disks hold still, to the next try or the end of the session.
    */
-  async checkpoint(
-    epoch: number,
-    makeDurable: () => Promise<void>,
-    takeBack: () => Promise<void> = () => Promise.resolve(),
-  ): Promise<void> {
+  async checkpoint(epoch: number, makeDurable: () => Promise<void>, takeBack: () => Promise<void>): Promise<void> {
     // Without the filters the round would have no members, and succeed.
     if (!this.#filters)
       throw new BlockError('wrong-state', 'old content is not kept now: there is nothing to go back to');
-    await this.#run('replication-prepare');
+    if (!this.#prepared) await this.#run('replication-prepare');
+    this.#prepared = true;
     try {
       await makeDurable();
     } catch (error) {
       await takeBack();
+      this.#prepared = false;
       await this.#run('replication-abort');
       throw error;
     }
+    this.#prepared = false;
     await this.#run('replication-commit', { epoch });
   }
 
@@ -378,7 +380,7 @@ export class PairOverlays {
   }
 
   /** Waits until everything is in the disks; then `makeDurable` writes the new epoch, and the overlays are gone. */
-  async endTakeover(epoch: number, makeDurable: () => Promise<void>): Promise<void> {
+  async endTakeover(epoch: number, makeDurable: () => Promise<void>, takeBack: () => Promise<void>): Promise<void> {
     let changed = deferred();
     const unsubscribe = this.#engine.subscribe(({ event }) => {
       if (event === 'REPLICATION_COMMIT_READY' || event === 'REPLICATION_STAGE') changed.resolve();
@@ -395,7 +397,7 @@ export class PairOverlays {
     } finally {
       unsubscribe();
     }
-    await this.checkpoint(epoch, makeDurable);
+    await this.checkpoint(epoch, makeDurable, takeBack);
     await this.#deleteOverlays();
     this.#filters = false;
     this.#tookOver = true;

@@ -316,16 +316,12 @@ export class PairRunner {
       });
       durable = true;
     };
-    // It may stand in the file all the same: the state that goes on is written over it before anybody goes on.
-    const takeBack = async (): Promise<void> => {
-      try {
-        await this.#commit({});
-      } catch (error) {
+    const takeBack = (): Promise<void> =>
+      this.#takeBack().catch((error: unknown) => {
         const { message } = toBlockError(error);
         dispatch({ type: 'unsure', error: `checkpoint ${number} was not made, and cannot be taken back: ${message}` });
         throw error;
-      }
-    };
+      });
     try {
       await disks.overlays.checkpoint(epoch, makeDurable, takeBack);
     } catch (error) {
@@ -338,9 +334,13 @@ export class PairRunner {
   async #endTakeover(change: Partial<GroupRecord>): Promise<void> {
     const { disks, state } = this.#parts;
     const epoch = state().record.epoch + 1;
-    await disks.overlays.endTakeover(epoch, () =>
-      this.#commit({ ...change, epoch, checkpoint: null, rolledBack: false }),
-    );
+    const makeDurable = (): Promise<void> => this.#commit({ ...change, epoch, checkpoint: null, rolledBack: false });
+    await disks.overlays.endTakeover(epoch, makeDurable, () => this.#takeBack());
+  }
+
+  /** A write that failed may stand in the file all the same: what goes on is written over it before anybody goes on. */
+  #takeBack(): Promise<void> {
+    return this.#commit({});
   }
 
   #tellCheckpoint(request: number | null): void {

@@ -65,3 +65,43 @@ test('pair 22: a secondary that cannot write its group file says so, receives no
   assert.equal((await pair.status('beta')).error, null);
   pair.assertEqual();
 });
+
+test('pair 14: a way back to the checkpoint whose end could not be written loses nothing that was flushed since', async () => {
+  for (let seed = 30; seed < 38; seed++) {
+    const pair = await paired(seed);
+    const user = await pair.connect('alpha');
+    for (let block = 0; block < 8; block++) await pair.world.complete(user.write(block));
+    await pair.command('alpha', 'pair-checkpoint');
+    for (let block = 4; block < 12; block++) await pair.world.complete(user.write(block));
+    pair.kill('alpha');
+    await pair.until(() => pair.phase('beta') === 'detached');
+    const failover = pair.side('beta').daemon.execute('pair-failover', { to: 'checkpoint' });
+    failover.catch(() => undefined);
+    await pair.until(() => pair.side('beta').daemon.state.record.promoting !== null);
+    const mend = failTwice(pair);
+    await pair.world.complete(failover);
+    const late = await pair.connect('beta');
+    await pair.world.runFor(500);
+    const writing = (async () => {
+      for (let block = 0; block < 16; block++) await late.write(block);
+      await late.flush();
+    })();
+    writing.catch(() => undefined);
+    await pair.world.runFor(500);
+    if (seed % 2 === 0) {
+      mend();
+      await pair.world.complete(writing);
+      await pair.until(() => pair.phase('beta') === 'alone');
+    }
+    pair.kill('beta');
+    mend();
+    await pair.start('beta');
+    if (pair.phase('beta') === 'waiting') await pair.command('beta', 'pair-start', { alone: true });
+    pair.powerCut('beta', { loseUnsynced: true });
+    await pair.start('beta');
+    await pair.start('alpha');
+    await pair.inStep();
+    await verify(pair, 'beta');
+    pair.assertEqual();
+  }
+});
