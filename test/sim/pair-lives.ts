@@ -4,6 +4,7 @@
  * broken.
  */
 import type { PairConfig } from '../../src/pair/config.ts';
+import type { FileOperation } from './files.ts';
 import { PairHands } from './pair-lives-hands.ts';
 import { PairUsers } from './pair-lives-users.ts';
 import { otherSide, PairWorld, type SideName, sideNames } from './pair-world.ts';
@@ -72,6 +73,8 @@ const troubleKinds = [
   'stop and start',
   'lose somebody in a switch',
   'lose somebody in a switch',
+  'group file fails',
+  'group file fails',
 ] as const;
 
 /** What can happen, besides, where checkpoints are kept. */
@@ -187,6 +190,8 @@ class Life {
         return this.#stopAndStart();
       case 'lose somebody in a switch':
         return this.#switchAndLose(side);
+      case 'group file fails':
+        return this.#groupFails(side);
       case 'checkpoint':
         return this.hands.checkpoint(side);
       case 'back to the checkpoint':
@@ -260,6 +265,21 @@ class Life {
     await ending;
     await this.hands.pass(this.random.fraction() * 500);
     if (this.random.chance(0.3)) await this.hands.failOver(otherSide(side));
+  }
+
+  /** What is written of it may be lost, or stand there all the same; perhaps it is killed before it can be mended. */
+  async #groupFails(side: SideName): Promise<void> {
+    const operations = this.random.pick<FileOperation[]>([['sync'], ['write'], ['sync', 'open'], ['sync', 'write']]);
+    const count = this.random.pick([1, 1, 2, 50]);
+    const faults = operations.map((operation) =>
+      this.pair.world.fault(side, { operation, path: '/data/group', errno: 'EIO', count }),
+    );
+    if (this.hands.keepsCheckpoints && this.random.chance(0.5)) await this.hands.checkpoint(side);
+    else if (this.random.chance(0.5)) await this.hands.failOver(side);
+    await this.hands.pass(this.random.fraction() * this.random.pick([50, 1000]));
+    if (this.random.chance(0.5)) this.hands.end(side, this.random.pick(['kill', 'power'] as const));
+    for (const fault of faults) fault.remove();
+    if (this.random.chance(0.7)) await this.hands.restart(side);
   }
 
   // ---- checkpoints
