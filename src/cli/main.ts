@@ -4,11 +4,13 @@
  */
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { createHost } from '../host/index.ts';
+import { holdMsMax, holdMsMin } from '../qmp/schema/pair.ts';
 import { programVersion } from '../qmp/version.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { Which } from './daemons.ts';
 import { exitCodeOf, exitCodes } from './exit-codes.ts';
 import type { LogFormat, LogLevel } from './log.ts';
+import { parseDuration } from './units.ts';
 
 type Action = () => Promise<number>;
 
@@ -58,14 +60,23 @@ function parse(argv: readonly string[]): Action {
     return status(createHost(), which, { json: options.json === true });
   }).option('--json', 'as JSON: an array with an object for each daemon');
 
-  asking('checkpoint', 'make a checkpoint now', async (which) => {
-    const { checkpoint } = await import('./pair-commands.ts');
+  asking<{ hold?: number; release?: boolean }>('checkpoint', 'make a checkpoint now', async (which, options) => {
+    const { checkpoint, holdCheckpoint, releaseCheckpoint } = await import('./pair-commands.ts');
+    if (options.release === true) return releaseCheckpoint(createHost(), which);
+    if (options.hold !== undefined) return holdCheckpoint(createHost(), which, options.hold);
     return checkpoint(createHost(), which);
-  }).addHelpText(
-    'after',
-    '\nEvery write that was answered before is in it. Until the next one, the secondary shows it read-only,\n' +
-      'and `failover --to checkpoint` goes back to it.',
-  );
+  })
+    .addOption(
+      new Option('--hold <time>', 'make no other one for so long (10m, 2h), on the secondary: for a backup')
+        .argParser(holdTime)
+        .conflicts('release'),
+    )
+    .option('--release', 'make none, but end the hold; fails if it had ended before')
+    .addHelpText(
+      'after',
+      '\nEvery write that was answered before is in it. Until the next one, the secondary shows it read-only,\n' +
+        'and `failover --to checkpoint` goes back to it.',
+    );
 
   asking<{ to?: 'latest' | 'checkpoint'; force?: boolean }>(
     'failover',
@@ -117,6 +128,12 @@ function parse(argv: readonly string[]): Action {
 
   program.parse([...argv], { from: 'user' });
   return action;
+}
+
+function holdTime(text: string): number {
+  const ms = parseDuration(text);
+  if (ms !== null && ms >= holdMsMin && ms <= holdMsMax) return ms;
+  throw new InvalidArgumentError('Expected a time such as 10m or 2h, 24h at most.');
 }
 
 interface RunArguments {

@@ -18,6 +18,7 @@ import {
   type Which,
 } from './daemons.ts';
 import { exitCodes } from './exit-codes.ts';
+import { formatDuration } from './units.ts';
 
 /** A checkpoint or a failover waits for what is in flight; its own limits are the daemon's. */
 const commandMsMax = 10 * 60_000;
@@ -31,6 +32,22 @@ export async function checkpoint(host: Host, which: Which): Promise<number> {
   const answering = await askAnswering(host, which);
   const { place } = answering.find(({ status }) => status.role === 'primary') ?? answering[0];
   process.stdout.write(`${await order(host, place, 'pair-checkpoint', {})}\n`);
+  return exitCodes.ok.code;
+}
+
+/** Makes one on the secondary, which makes no other one for so long: what is read there meanwhile is one moment. */
+export async function holdCheckpoint(host: Host, which: Which, holdMs: number): Promise<number> {
+  const { place, status } = await chooseDaemon(host, which, 'is secondary', isSecondary);
+  const text = await order(host, place, 'pair-checkpoint', { holdMs });
+  process.stdout.write(`${text}, held for ${formatDuration(holdMs)}\n`);
+  for (const uri of status.uris) process.stdout.write(`${place.name} shows it read-only: ${uri}\n`);
+  return exitCodes.ok.code;
+}
+
+/** Ends the hold. That this fails if it had ended before is what a backup's script learns from it. */
+export async function releaseCheckpoint(host: Host, which: Which): Promise<number> {
+  const { place } = await chooseDaemon(host, which, 'is secondary', isSecondary);
+  process.stdout.write(`${await order(host, place, 'pair-checkpoint', { release: true })}\n`);
   return exitCodes.ok.code;
 }
 

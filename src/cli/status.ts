@@ -74,6 +74,10 @@ function remarksOn(one: DaemonStatus): string[] {
     remarks.push(`split brain since ${formatMoment(one.splitBrain.sinceMs)}: ${one.splitBrain.reason}`);
   }
   if (one.notice !== null && one.splitBrain === null) remarks.push(one.notice);
+  if (one.heldMs !== null) {
+    const forHow = formatDuration(one.heldMs);
+    remarks.push(`checkpoint held for ${forHow} more: no other one is made (\`checkpoint --release\` ends that)`);
+  }
   if (one.space?.warning != null) remarks.push(one.space.warning);
   if (one.error !== null) remarks.push(one.error);
   for (const disk of one.disks) if (disk.error !== null) remarks.push(`${disk.name}: ${disk.error}`);

@@ -1,11 +1,13 @@
 /**
- * When checkpoints are made (pair.md 20): by the clock, early where the store has little space left, and on command.
+ * When checkpoints are made (pair.md 20): by the clock, early where the store has little space left, and on command;
+ * and when a hold of one is over.
  * At most one command is under way; those that come meanwhile share the next one, which holds what was answered before
  * any of them.
  */
 import type { Host, HostTimer } from '../host/host.ts';
 import type { PairConfig } from './config.ts';
 import type { PairOverlays } from './overlays.ts';
+import type { Held } from './pair-state.ts';
 
 /** ms between two looks at the space that is left; where it is low, a fast disk fills it in less than that */
 const spaceMs = 1000;
@@ -14,10 +16,12 @@ const lowSpaceMs = 100;
 const lowBytes = 256 * 2 ** 20;
 
 export interface CheckpointHandlers {
-  /** The clock of a secondary that is in step. */
-  due(): void;
-  /** Makes one on command; resolves with what is told. */
-  ask(): Promise<string>;
+  /** The clock of a secondary that is in step; `early`: it has little space left. */
+  due(early: boolean): void;
+  /** Makes one on command, and holds it for so long; resolves with what is told. */
+  ask(holdMs: number | null): Promise<string>;
+  /** The time of a hold has passed. */
+  holdOver(): void;
   isFollowing(): boolean;
   warn(message: string): void;
 }
@@ -40,6 +44,7 @@ export class CheckpointClock {
   readonly #timers = new Set<HostTimer>();
   #running: Promise<string> | null = null;
   #next: Promise<string> | null = null;
+  #hold: HostTimer | null = null;
   #stopped = false;
 
   constructor(host: Host, config: PairConfig, overlays: PairOverlays, handlers: CheckpointHandlers) {
@@ -52,7 +57,7 @@ export class CheckpointClock {
     if (checkpointMs !== null)
       this.#every(
         () => checkpointMs,
-        () => Promise.resolve(this.#due()),
+        () => Promise.resolve(this.#due(false)),
       );
     this.#every(
       () => ((this.space?.freeBytes ?? lowBytes) < lowBytes ? lowSpaceMs : spaceMs),
@@ -61,26 +66,43 @@ export class CheckpointClock {
     void this.#lookAtSpace().catch(() => undefined);
   }
 
-  /** A checkpoint that holds everything that was answered before this call. */
-  ask(): Promise<string> {
-    if (this.#running === null) return this.#run();
+  /** A checkpoint that has everything that was answered before this call. One that is to be held is nobody else's. */
+  async ask(holdMs: number | null): Promise<string> {
+    if (holdMs !== null) {
+      for (let before = this.#before(); before !== null; before = this.#before()) await before.catch(() => undefined);
+      return this.#run(holdMs);
+    }
+    if (this.#running === null) return this.#run(null);
     this.#next ??= this.#running
       .catch(() => undefined)
       .then(() => {
         this.#next = null;
-        return this.#run();
+        return this.#run(null);
       });
     return this.#next;
   }
 
+  /** The time of a hold runs from now on; null: none does. */
+  holdIs(held: Held | null): void {
+    this.#hold?.cancel();
+    const { clock } = this.#host;
+    this.#hold = held === null ? null : clock.after(held.untilMs - clock.wall(), () => this.#handlers.holdOver());
+  }
+
   stop(): void {
     this.#stopped = true;
+    this.#hold?.cancel();
     for (const timer of this.#timers) timer.cancel();
     this.#timers.clear();
   }
 
-  #run(): Promise<string> {
-    const running = this.#handlers.ask();
+  /** The last one that was asked for and is not made yet. */
+  #before(): Promise<string> | null {
+    return this.#next ?? this.#running;
+  }
+
+  #run(holdMs: number | null): Promise<string> {
+    const running = this.#handlers.ask(holdMs);
     this.#running = running;
     const ended = (): void => {
       if (this.#running === running) this.#running = null;
@@ -103,8 +125,8 @@ export class CheckpointClock {
     tick();
   }
 
-  #due(): void {
-    if (this.#handlers.isFollowing()) this.#handlers.due();
+  #due(early: boolean): void {
+    if (this.#handlers.isFollowing()) this.#handlers.due(early);
   }
 
   async #lookAtSpace(): Promise<void> {
@@ -117,7 +139,7 @@ export class CheckpointClock {
     const warning = spaceWarning(overlays.folder, freeBytes + heldBytes, wantedBytes);
     if (warning !== null && this.space?.warning == null) this.#handlers.warn(warning);
     this.space = { freeBytes, wantedBytes, warning };
-    if (freeBytes < lowBytes && heldBytes > freeBytes / 2) this.#due();
+    if (freeBytes < lowBytes && heldBytes > freeBytes / 2) this.#due(true);
   }
 }
 

@@ -8,6 +8,7 @@
  * In lock-step what may differ is cleared by that flush, and S may go back behind it until it has the new checkpoint:
  * so from the flush until S has said the number there is no proof for a S that went back (`Proof.checkpoint`).
  */
+import { beginHold, cannotHold, heldBack, holdRows } from './checkpoint-hold.ts';
 import type { Checkpoint, Decision, Given, PairState, Phase, Step } from './pair-state.ts';
 import { answer, goAlone, goingBackTo, plan, send } from './plans.ts';
 import { beginCheckpoint, detachSecondary, makeCheckpoint } from './secondary-plans.ts';
@@ -65,6 +66,7 @@ export function settleAsked(decision: Decision): Decision {
   const settled: PairState = {
     ...state,
     asked: 'no',
+    holdMs: null,
     checkpointing: false,
     checkpointWanted: false,
     askedThere: false,
@@ -80,7 +82,10 @@ const checkpointPhases: ReadonlySet<Phase> = new Set(['in-step', 'following'] sa
 function answerAsked(state: PairState, error: string | null): Decision {
   if (state.asked !== 'running') return { state };
   const text = `checkpoint ${state.checkpoint?.number}`;
-  return { state: { ...state, asked: 'no' }, now: [answer('checkpoint', error, error === null ? text : '')] };
+  return {
+    state: { ...state, asked: 'no', holdMs: null },
+    now: [answer('checkpoint', error, error === null ? text : '')],
+  };
 }
 
 const refused = (state: PairState): string => {
@@ -122,14 +127,19 @@ const secondaryCheckpoints: readonly Row[] = [
     'following',
     'checkpoint-due',
     'following',
-    'makes one; in lock-step the primary is asked for it; joins one that is under way',
-    (state) => {
-      return !state.self.overlays || state.plan !== null ? stay(state) : beginCheckpoint(state);
+    'makes one; in lock-step the primary is asked for it; joins one that is under way; none while one is held',
+    (state, { early }) => {
+      if (!state.self.overlays || state.plan !== null || (state.held !== null && !early)) return stay(state);
+      return beginCheckpoint({ ...state, held: null });
     },
   ),
-  row('following', 'message checkpoint', 'following', 'makes one', (state, { request, asked }) =>
-    makeCheckpoint({ ...state, asked: asked && state.asked === 'waiting' ? 'running' : state.asked }, request),
-  ),
+  row('following', 'message checkpoint', 'following', 'makes one, unless one is held', (state, { request, asked }) => {
+    const next: PairState = { ...state, asked: asked && state.asked === 'waiting' ? 'running' : state.asked };
+    const reason = heldBack(state);
+    if (reason === null) return makeCheckpoint(next, request);
+    const told = answerAsked(next, reason);
+    return { ...told, now: [send({ type: 'checkpoint-failed', request, reason }), ...(told.now ?? [])] };
+  }),
   row(
     'following',
     'checkpoint-unchanged',
@@ -140,7 +150,9 @@ const secondaryCheckpoints: readonly Row[] = [
       return stay(checkpoint === null ? state : { ...state, checkpoint: { ...checkpoint, atMs: given.wallMs } });
     },
   ),
-  row('following', 'done checkpoint', 'following', 'answered', (state) => answerAsked({ ...state, error: null }, null)),
+  row('following', 'done checkpoint', 'following', 'answered, and held if that was asked for', (state, _, given) =>
+    answerAsked(beginHold({ ...state, error: null }, given.wallMs), null),
+  ),
   row('following', 'failed checkpoint', 'following | detaching', 'says so; all is as before', (state, error) => {
     // There is none any more: another session begins with one.
     if (state.record.checkpoint === null) return detachSecondary({ ...state, error }, error);
@@ -159,16 +171,19 @@ const secondaryCheckpoints: readonly Row[] = [
 ];
 
 const commands: readonly Row[] = [
-  row('in-step', 'command checkpoint', 'in-step', 'everything answered before goes into it', (state) =>
-    state.session?.theirs.overlays === true
-      ? { state: { ...state, asked: 'waiting', checkpointWanted: true } }
-      : { state, now: [answer('checkpoint', `${state.self.peer} is a mirror: it has no checkpoints`)] },
-  ),
-  row('following', 'command checkpoint', 'following', 'asks the primary', (state) =>
-    state.self.overlays
-      ? { state: { ...state, asked: 'waiting' }, now: [send({ type: 'checkpoint-request' })] }
-      : { state, now: [answer('checkpoint', refused(state))] },
-  ),
+  row('in-step', 'command checkpoint', 'in-step', 'everything answered before goes into it', (state, { holdMs }) => {
+    const mirror =
+      state.session?.theirs.overlays === true ? null : `${state.self.peer} is a mirror: it has no checkpoints`;
+    const why = mirror ?? (holdMs === null ? null : cannotHold(state));
+    if (why !== null) return { state, now: [answer('checkpoint', why)] };
+    return { state: { ...state, asked: 'waiting', checkpointWanted: true } };
+  }),
+  row('following', 'command checkpoint', 'following', 'asks the primary', (state, { holdMs }) => {
+    const mirror = state.self.overlays ? null : refused(state);
+    const why = mirror ?? heldBack(state) ?? (holdMs === null ? null : cannotHold(state));
+    if (why !== null) return { state, now: [answer('checkpoint', why)] };
+    return { state: { ...state, asked: 'waiting', holdMs }, now: [send({ type: 'checkpoint-request' })] };
+  }),
 ];
 
 /** @param rest the phases in which a checkpoint is refused */
@@ -177,6 +192,7 @@ export function checkpointRows(rest: readonly Phase[]): readonly Row[] {
     ...primaryCheckpoints,
     ...secondaryCheckpoints,
     ...commands,
+    ...holdRows(['in-step', ...rest]),
     row(rest, 'command checkpoint', 'the same', 'refused', (state) => ({
       state,
       now: [answer('checkpoint', refused(state))],

@@ -117,8 +117,9 @@ export class PairDaemon implements QmpTarget {
       newInstance: () => toHex(host.random.bytes(8)),
     });
     this.#checkpoints = new CheckpointClock(host, config, opened.disks.overlays, {
-      due: () => this.#dispatch({ type: 'checkpoint-due' }),
-      ask: () => this.#ask({ name: 'checkpoint' }),
+      due: (early) => this.#dispatch({ type: 'checkpoint-due', early }),
+      ask: (holdMs) => this.#ask({ name: 'checkpoint', holdMs }),
+      holdOver: () => this.#dispatch({ type: 'hold-over' }),
       isFollowing: () => this.#state.phase === 'following',
       warn: (message) => log({ level: 'warn', message }),
     });
@@ -180,8 +181,12 @@ export class PairDaemon implements QmpTarget {
       const where = reach(before, this.#state.to, this.#host.clock.wall());
       return { text: where === '' ? text : `${text}; ${where}` };
     },
-    'pair-checkpoint': async () => {
-      const text = await this.#checkpoints.ask();
+    'pair-checkpoint': async ({ holdMs, release }) => {
+      const hold = holdMs === undefined ? null : holdMs;
+      if (release === true && hold !== null) {
+        throw new BlockError('invalid-option', 'release: ends a hold, `holdMs` begins one; say one of them');
+      }
+      const text = await (release === true ? this.#ask({ name: 'release' }) : this.#checkpoints.ask(hold));
       return { number: this.#state.checkpoint?.number ?? 1, text };
     },
     'pair-switch': async () => ({ text: await this.#ask({ name: 'switch' }) }),
@@ -219,6 +224,7 @@ export class PairDaemon implements QmpTarget {
     if (plan !== undefined) this.#runner.run(plan);
     this.#tell();
     this.#tellCheckpoint(before);
+    if (state.held !== before.held) this.#tellHold(before, event);
   }
 
   /** Emits PAIR_STATE if something of it changed. */
@@ -249,6 +255,20 @@ export class PairDaemon implements QmpTarget {
     }
     const why = record.role === 'primary' ? 'this side is primary' : (error ?? 'the disk is written without it');
     this.#emit('PAIR_CHECKPOINT', { number: null, reason: why });
+  }
+
+  /** Its time begins to run, or is over; if it ends otherwise than by command, whoever reads it should know. */
+  #tellHold({ held: before }: PairState, { type: event }: PairEvent): void {
+    const { held } = this.#state;
+    this.#checkpoints.holdIs(held);
+    const level = held !== null || event === 'command' ? 'info' : 'warn';
+    const until = held === null ? '' : ` until ${new Date(held.untilMs).toISOString()}`;
+    const number = (held ?? before)?.number;
+    this.#log({
+      level,
+      message: `checkpoint ${number} is ${held === null ? 'not held any more' : `held${until}`}`,
+      event,
+    });
   }
 
   #emit(event: string, data: Record<string, unknown>): void {

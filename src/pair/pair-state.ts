@@ -54,6 +54,12 @@ export interface Session {
 /** In which ranges our disk differed at most, by disk, from that of a generation. */
 export type Differences = NonNullable<MessageOf<'target'>['differs']>;
 
+/** A checkpoint that no other one follows until then (wall time). */
+export interface Held {
+  readonly number: number;
+  readonly untilMs: number;
+}
+
 /** Which state of the disks a failover makes the one that is served. */
 export type FailoverTo = 'latest' | 'checkpoint';
 
@@ -72,7 +78,9 @@ export interface PairSelf {
 export type Command =
   /** `to` null: the latest write, in lock-step the checkpoint */
   | { readonly name: 'failover'; readonly force: boolean; readonly to: FailoverTo | null }
-  | { readonly name: 'checkpoint' }
+  /** `holdMs`: no other one is made for so long; null: it is not held */
+  | { readonly name: 'checkpoint'; readonly holdMs: number | null }
+  | { readonly name: 'release' }
   | { readonly name: 'switch' }
   | { readonly name: 'resolve'; readonly keep: string }
   | { readonly name: 'start-alone' }
@@ -111,12 +119,14 @@ export interface PairState {
   /** the last failure of a step, until the plan that it stopped has succeeded */
   readonly error: string | null;
   /** a command that is not answered yet */
-  readonly pending: Exclude<Command['name'], 'stop' | 'checkpoint'> | null;
+  readonly pending: Exclude<Command['name'], 'stop' | 'checkpoint' | 'release'> | null;
   readonly forced: boolean;
   /** what the failover that waits goes to */
   readonly to: FailoverTo;
   /** a command for a checkpoint: it waits for one to begin, or for the one that runs */
   readonly asked: 'no' | 'waiting' | 'running';
+  /** for how long the checkpoint that was asked for is to be held */
+  readonly holdMs: number | null;
   /** primary: the number of the last request for a checkpoint; it is under way while `checkpointing` */
   readonly request: number;
   readonly checkpointing: boolean;
@@ -125,6 +135,8 @@ export interface PairState {
   readonly askedThere: boolean;
   /** secondary: the primary's request that the checkpoint under way answers */
   readonly checkpointFor: number | null;
+  /** secondary: the last checkpoint is held */
+  readonly held: Held | null;
   /** the last checkpoint: primary: of the other side; secondary: also one that would have been equal */
   readonly checkpoint: Checkpoint | null;
   readonly stopWanted: boolean;
@@ -274,8 +286,10 @@ export type PairEvent =
   | { readonly type: 'exports-closed' }
   /** a write that was forwarded failed on the local disk: the range is marked (pair.md 8) */
   | { readonly type: 'diverged' }
-  /** secondary: the clock, or a store that has little space left */
-  | { readonly type: 'checkpoint-due' }
+  /** secondary: the clock, or (`early`) a store that has little space left */
+  | { readonly type: 'checkpoint-due'; readonly early: boolean }
+  /** secondary: the time of the hold has passed */
+  | { readonly type: 'hold-over' }
   /** a promotion goes on, and users are served */
   | { readonly type: 'promoted' }
   /** secondary: nothing was written since the last checkpoint: it is as good as a new one */
@@ -332,11 +346,13 @@ export function initialState(from: {
     forced: false,
     to: 'latest',
     asked: 'no',
+    holdMs: null,
     request: 0,
     checkpointing: false,
     checkpointWanted: false,
     askedThere: false,
     checkpointFor: null,
+    held: null,
     checkpoint: from.record.checkpoint,
     stopWanted: false,
     stopping: null,

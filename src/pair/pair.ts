@@ -2,6 +2,7 @@
  * The supervisor's decisions: `decide(state, event) -> state, plan`. Pure; nothing here waits (design: style 7).
  * What a plan must make durable before what, and why, stands in `plans.ts`; the table in the files of its rows.
  */
+import { settleHeld } from './checkpoint-hold.ts';
 import { beginWanted, settleAsked } from './checkpoints.ts';
 import { commandRows } from './commands.ts';
 import { givingWayRows } from './giving-way.ts';
@@ -55,7 +56,8 @@ export function decide(state: PairState, event: PairEvent, given: Given): Decisi
   const decision = act === undefined ? { state: seen } : act(seen, payload as never, given);
   const begun =
     decision.plan === undefined ? decision : { ...decision, state: { ...decision.state, plan: decision.plan.name } };
-  return settleAsked(settlePending(seen, stopWhenAtRest(beginWanted(begun), given)));
+  const settled = settleAsked(settlePending(seen, stopWhenAtRest(beginWanted(begun), given)));
+  return { ...settled, state: settleHeld(settled.state) };
 }
 
 /**

@@ -110,6 +110,7 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
     forwardedBytes: sum((disk) => disk.forwardedBytes),
     lagBytes: sum((disk) => disk.lagBytes),
     checkpoint,
+    heldMs: state.held === null ? null : Math.max(0, state.held.untilMs - clock.wall()),
     space: record.role === 'secondary' && config.store === 'overlays' ? parts.space : null,
     aloneSince: record.role === 'primary' ? record.aloneSince : null,
     store,

@@ -98,6 +98,32 @@ test('checkpoint with nobody there says how to start each: exit code 7', async (
   assert.match(result.stderr, /^blockstep: no daemon answers: a is not running; start it: .*; b is not running; /);
 });
 
+test('a checkpoint is held and released on the secondary, which says where it is read', async (t) => {
+  const folder = await pairFolder(t);
+  const primary = await fakeDaemon(t, folder, {});
+  const asked = await fakeDaemon(t, folder, secondary, { number: 7, text: 'checkpoint 7' });
+  const held = await blockstep('checkpoint', '-d', folder, '--hold', '10m');
+  assert.equal(held.code, 0, held.stderr);
+  assert.equal(held.stdout, 'checkpoint 7, held for 10 min\nb shows it read-only: nbd://127.0.0.1:1/d\n');
+  assert.equal((await blockstep('checkpoint', '-d', folder, '--release')).code, 0);
+  assert.deepEqual(
+    asked.map(({ args }) => args),
+    [{ holdMs: 600_000 }, { release: true }],
+  );
+  assert.deepEqual(primary, []);
+});
+
+test('a hold without a time, too long, or together with a release is a usage error that says what was expected', async () => {
+  for (const time of ['10', '25h', 'forever', '0s']) {
+    const result = await blockstep('checkpoint', '--hold', time);
+    assert.equal(result.code, 2, time);
+    assert.match(result.stderr, /^blockstep: .*Expected a time such as 10m or 2h, 24h at most\.\n/, time);
+  }
+  const both = await blockstep('checkpoint', '--hold', '1m', '--release');
+  assert.equal(both.code, 2);
+  assert.match(both.stderr, /'--hold <time>' cannot be used with option '--release'/);
+});
+
 test('failover goes to the secondary with the state that was asked for', async (t) => {
   const folder = await pairFolder(t);
   await fakeDaemon(t, folder, {});

@@ -36,18 +36,20 @@ test('the table has a row a daemon, then a line for each thing to know', () => {
   );
 });
 
-test('the table shows the last checkpoint, its age, what the overlays hold, and a warning of their space', () => {
+test('the table shows the last checkpoint, its age, that it is held, what the overlays hold, and a warning of their space', () => {
   const disks = [diskStatus({ hiddenBytes: 3 * 2 ** 20 }), diskStatus({ name: 'e', activeBytes: 2 ** 20 })];
   const status = statusOf({
     role: 'secondary',
     store: 'resync',
     checkpoint: { number: 41, ageMs: 400 },
+    heldMs: 480_000,
     space: { freeBytes: 1, wantedBytes: 2, warning: 'little room' },
     disks,
   });
-  const [headings, row, remark] = formatStatus([{ place, status }]).split('\n');
+  const [headings, row, held, remark] = formatStatus([{ place, status }]).split('\n');
   assert.match(headings ?? '', /STATE +STORE +GENERATION +CHECKPOINT +OVERLAYS /);
   assert.match(row ?? '', /^a +secondary +in sync +resync +3 +41, 400 ms ago +4 MiB /);
+  assert.equal(held, 'a: checkpoint held for 8 min more: no other one is made (`checkpoint --release` ends that)');
   assert.equal(remark, 'a: little room');
 });
 

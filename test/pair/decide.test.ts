@@ -29,12 +29,15 @@ test('every phase answers every command, or stops', () => {
     { name: 'switch' },
     { name: 'resolve', keep: 'alpha' },
     { name: 'start-alone' },
+    { name: 'checkpoint', holdMs: 1000 },
+    { name: 'release' },
   ] as const;
   for (const phase of Object.keys(phases) as Phase[]) {
     for (const command of commands) {
       const decision = on(stateIn(phase), { type: 'command', command });
       const answered = decision.now?.some((step) => step.do === 'answer') === true;
-      assert.ok(answered || decision.state.pending === command.name, `${phase}: ${command.name}`);
+      const waits = decision.state.pending === command.name || decision.state.asked === 'waiting';
+      assert.ok(answered || waits, `${phase}: ${command.name}`);
     }
     const stop = on(stateIn(phase), { type: 'command', command: { name: 'stop' } });
     assert.ok(['stopping', 'stopped'].includes(stop.state.phase) || stop.state.stopWanted, phase);

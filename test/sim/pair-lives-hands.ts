@@ -92,14 +92,15 @@ export class PairHands {
     return this.command(side, 'pair-failover', known ? { to } : {});
   }
 
-  /** One by command has what was answered before it, and is shown. */
+  /** One by command has what was answered before it, and is shown; now and then one is held for a while. */
   async checkpoint(side: SideName): Promise<void> {
     const { pair } = this;
     const primary = this.primary;
     const daemon = pair.world.isAlive(side) ? pair.sides.get(side)?.daemon : undefined;
     if (daemon === undefined) return;
     const answered = pair.checkpoints.answered(primary);
-    const asked = daemon.execute('pair-checkpoint') as Promise<{ number: number; text: string }>;
+    const args = this.random.below(4) === 0 ? { holdMs: 100 + this.random.below(2000) } : {};
+    const asked = daemon.execute('pair-checkpoint', args) as Promise<{ number: number; text: string }>;
     const looked = asked.then(
       ({ number, text }) => {
         pair.say(side, `pair-checkpoint: ${text}`);

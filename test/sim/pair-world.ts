@@ -131,6 +131,10 @@ export class PairWorld {
     look();
     daemon.subscribe((event) => {
       if (event.event === 'PAIR_STATE') look();
+      const { held } = daemon.state;
+      if (event.event === 'PAIR_CHECKPOINT' && held !== null) {
+        this.check(() => assert.equal(event.data.number, held.number, `${side}: the checkpoint is held`));
+      }
     });
     return one;
   }

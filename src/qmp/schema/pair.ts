@@ -62,6 +62,10 @@ export const pairStatus = z
     forwardedBytes: size,
     lagBytes: size,
     checkpoint,
+    heldMs: z
+      .number()
+      .nullable()
+      .describe('secondary: for how long still no other checkpoint is made, as asked for; null: none is held'),
     space: z
       .strictObject({
         freeBytes: size.describe('of the file system that the overlays are on'),
@@ -95,6 +99,10 @@ export const pairStatus = z
   .meta({ id: 'PairStatus' });
 export type PairStatus = z.output<typeof pairStatus>;
 
+/** For how long a checkpoint may be held; longer ones would be forgotten. */
+export const holdMsMin = 100;
+export const holdMsMax = 24 * 3_600_000;
+
 const done = z.strictObject({ text: z.string().describe('what was done, in a sentence') });
 
 export const pairSchema = [
@@ -123,7 +131,15 @@ export const pairSchema = [
     summary:
       'Makes a checkpoint that holds every write that was answered before. On either side, while both are in step. ' +
       'In lock-step later writes wait until it is made.',
-    arguments: noArguments,
+    arguments: z.strictObject({
+      holdMs: z
+        .int()
+        .min(holdMsMin)
+        .max(holdMsMax)
+        .optional()
+        .describe('secondary, standby: makes no other one for so long; ended by short space and with the session'),
+      release: z.literal(true).optional().describe('makes none, but ends the hold; an error if there is none'),
+    }),
     returns: z.strictObject({ number: z.int().min(1), text: z.string() }),
   }),
   defineCommand({
