@@ -397,9 +397,12 @@ export class ReplicationStream implements FlushOwner {
     for (const { isCopy, request } of this.sent) if (isCopy) request?.done.reject(reason);
   }
 
-  /** Ends when everything that was sent has been answered. Those in line are their callers' business. */
+  /**
+   * Ends when every write that was sent has been answered. Those in line are their callers' business, and so are
+   * copies, which a sync goes on with for as long as it likes.
+   */
   settle(): Done {
-    if (this.down !== null || (this.sent.size === 0 && this.flushes.idle)) return undefined;
+    if (this.down !== null || (this.inFlightBytes === 0 && this.flushes.idle)) return undefined;
     this.idleWaiter ??= deferred();
     return this.idleWaiter.promise;
   }

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { LinkMode } from '../../src/block/link-group.ts';
 import { writeFlags } from '../../src/block/node.ts';
+import { startReplicationSync } from '../../src/jobs/replication-sync.ts';
 import { BlockError } from '../../src/util/errors.ts';
 import { bytes, type PairDisk, ReplicationWorld, settleTurns, watch } from './replication-world.ts';
 
@@ -196,6 +197,38 @@ test('pair 6: a drain that waits for a side that hangs ends within the bound; th
   assert.equal(info(world)['missing-bytes'], block);
 });
 
+test('pair 2: a drain beside a sync that copies all the time ends, and is no stall', async () => {
+  const world = new ReplicationWorld();
+  const disk = await world.pairDisk('d', 32 * mib);
+  await world.connect(disk);
+  const { remote, local } = disk;
+  local.content.fill(7);
+  const member = world.group.links.find('d-replication');
+  member.mark({ all: true });
+  world.group.links.setMode('syncing');
+  remote.mode = 'by-hand';
+  await startReplicationSync(world.graph, world.jobs, member, { source: 'd-local', jobId: 'sync' });
+  await settleTurns();
+  for (let i = 0; i < 100 && remote.pending.length < 4; i += 1) {
+    remote.answer(remote.pending[0]);
+    await settleTurns(3);
+  }
+  const drained = world.graph.drain('d');
+  let ended = false;
+  void drained.then(() => {
+    ended = true;
+  });
+  // One copy is answered, the next is on its way: it is never quiet.
+  for (let ms = 0; ms < 3000 && !ended; ms += 250) {
+    remote.answer(remote.pending[0]);
+    await settleTurns(3);
+    await world.clock.move(250);
+  }
+  assert.equal(world.group.links.mode, 'syncing');
+  assert.ok(remote.pending.length > 0, 'copies are still under way');
+  (await drained).end();
+});
+
 test('pair 7: a write that waited in held is marked when alone, forwarded when in sync', async () => {
   for (const mode of ['alone', 'in-sync'] as const) {
     const world = new ReplicationWorld();
@@ -226,7 +259,6 @@ test('pair 8: what the local disk failed is missing again, told, and later sent 
   assert.deepEqual(info(world).diverged, [[block, block]]);
   assert.equal(world.group.links.mode, 'in-sync', 'failover stays possible');
   local.mode = 'at-once';
-  const { startReplicationSync } = await import('../../src/jobs/replication-sync.ts');
   await startReplicationSync(world.graph, world.jobs, world.group.links.find('d-replication'), {
     source: 'd-local',
     jobId: 'again',
