@@ -164,11 +164,20 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
     const done = stream.write(offset, length, from, sentFlags, early);
     if (done === undefined) return undefined;
     // The wait is bounded; if the link breaks under it, the write is asked again in the next mode.
-    return this.lineStall.watch(done).catch(() => this.write(offset, length, from, flags));
+    return done.catch(() => this.write(offset, length, from, flags));
+  }
+
+  waitsInLine(request: Promise<void>): void {
+    void this.lineStall.watch(request);
   }
 
   lineMoves(): void {
     this.lineStall.moved();
+  }
+
+  waitsForAnswer(request: Promise<void>): void {
+    this.lineStall.forget(request);
+    void this.stall.watch(request);
   }
 
   private park(offset: number, length: number, again: () => Done): Done {

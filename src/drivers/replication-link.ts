@@ -78,8 +78,16 @@ export class RecordLink implements ReplicationLink, StreamOwner {
     this.recorded = error;
   }
 
-  lineMoves(): void {
+  waitsInLine(): void {
     // Nobody's wait is bounded.
+  }
+
+  lineMoves(): void {
+    // The same.
+  }
+
+  waitsForAnswer(): void {
+    // The same.
   }
 
   write(offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done {

@@ -21,7 +21,7 @@ export class StallWatch {
   private readonly stallMsMax: number;
   private readonly stalled: () => void;
   /** since when each one waits, oldest first */
-  private readonly waiting = new Map<symbol, number>();
+  private readonly waiting = new Map<Promise<void>, number>();
   /** the look that is to come */
   private timer: HostTimer | null = null;
   /** nobody waits for longer than since then */
@@ -35,14 +35,16 @@ export class StallWatch {
 
   /** Counts a wait from now until the promise has settled; gives the promise back. */
   watch(wait: Promise<void>): Promise<void> {
-    const token = Symbol();
-    this.waiting.set(token, this.clock.now());
-    const end = (): void => {
-      this.waiting.delete(token);
-    };
+    this.waiting.set(wait, this.clock.now());
+    const end = (): void => this.forget(wait);
     wait.then(end, end);
     if (this.timer === null) this.arm(this.stallMsMax);
     return wait;
+  }
+
+  /** It goes on waiting, for something else. */
+  forget(wait: Promise<void>): void {
+    this.waiting.delete(wait);
   }
 
   /** The line of those who wait has moved. */

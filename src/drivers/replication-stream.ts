@@ -22,8 +22,12 @@ import { ReplicationWindow, type WindowPiece } from './replication-window.ts';
 
 /** What a failed forward means is the filter's business: it records it, or abandons the stream in this very call. */
 export interface StreamOwner {
+  /** A request stands in line. */
+  waitsInLine(request: Promise<void>): void;
   /** The child has answered somebody while others wait in line. */
   lineMoves(): void;
+  /** All of a request was sent, and it is done when the child has answered. */
+  waitsForAnswer(request: Promise<void>): void;
   forwardFailed(error: BlockError): void;
 }
 
@@ -119,11 +123,15 @@ export class ReplicationStream implements FlushOwner {
     }
     const request: WaitingRequest = { offset, length, from, flags, early, at: offset, pending: 0, done: deferred() };
     const placed = this.line.length === 0 && this.advance(request);
+    const { promise } = request.done;
     if (this.down !== null) {
       if (request.pending === 0) request.done.reject(this.down);
-    } else if (!placed) this.line.push(request);
-    else if (early || request.pending === 0) return undefined;
-    return request.done.promise;
+    } else if (!placed) {
+      this.line.push(request);
+      this.owner.waitsInLine(promise);
+    } else if (early || request.pending === 0) return undefined;
+    else this.owner.waitsForAnswer(promise);
+    return promise;
   }
 
   private skips(offset: number, length: number): boolean {
@@ -275,6 +283,7 @@ export class ReplicationStream implements FlushOwner {
       if (request === undefined || !this.advance(request)) return;
       this.line.shift();
       if (request.early || request.pending === 0) request.done.resolve();
+      else this.owner.waitsForAnswer(request.done.promise);
     }
   }
 

@@ -197,6 +197,22 @@ test('pair 6: a drain that waits for a side that hangs ends within the bound; th
   assert.equal(info(world)['missing-bytes'], block);
 });
 
+test('pair 6: a write with FUA that is never answered is a stall, though others stand in a line that moves', async () => {
+  const [world, { use, remote }] = await inMode('in-sync', { 'window-bytes': 4096 });
+  remote.mode = 'by-hand';
+  const fua = watch(() => use.node.write(0, bytes(512, 1), writeFlags.fua));
+  for (let ms = 0; ms < 2500; ms += 500) {
+    for (let i = 0; i < 3; i += 1) watch(() => use.node.write(block, bytes(4096, 1), 0));
+    for (const plain of remote.waiting('write')) if (plain.offset > 0) remote.answer(plain);
+    await settleTurns();
+    await world.clock.move(500);
+  }
+  assert.equal(world.group.links.mode, 'held');
+  world.group.links.setMode('alone');
+  await settleTurns();
+  assert.ok(fua.done);
+});
+
 test('pair 2: a drain beside a sync that copies all the time ends, and is no stall', async () => {
   const world = new ReplicationWorld();
   const disk = await world.pairDisk('d', 32 * mib);
