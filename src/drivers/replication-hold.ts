@@ -164,7 +164,10 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
     const done = stream.write(offset, length, from, sentFlags, early);
     if (done === undefined) return undefined;
     // The wait is bounded; if the link breaks under it, the write is asked again in the next mode.
-    return done.catch(() => this.write(offset, length, from, flags));
+    const placed = done.catch(() => this.write(offset, length, from, flags));
+    // It stood in line, and the two may be in sync by now: then its answer means more than what was asked of it here.
+    const owes = !waits && ((flags & writeFlags.fua) !== 0 || this.options.acknowledge === 'remote');
+    return owes ? placed.then(() => this.flush()) : placed;
   }
 
   waitsInLine(request: Promise<void>): void {

@@ -197,6 +197,27 @@ test('pair 6: a drain that waits for a side that hangs ends within the bound; th
   assert.equal(info(world)['missing-bytes'], block);
 });
 
+for (const [what, acknowledge, flags] of [
+  ['FUA', 'flush', writeFlags.fua],
+  ['acknowledge=remote', 'remote', 0],
+] as const)
+  test(`pair 7: ${what}: a write that waited for room in syncing, answered in sync, is on the other side by then`, async () => {
+    const [world, { use, remote }] = await inMode('syncing', { acknowledge, 'window-bytes': 4096 });
+    remote.mode = 'by-hand';
+    watch(() => use.node.write(0, bytes(4096, 1), 0));
+    const write = watch(() => use.node.write(block, bytes(4096, 2), flags));
+    world.group.links.setMode('in-sync');
+    remote.answer(remote.waiting('write')[0]);
+    await settleTurns();
+    assert.equal(write.done, false, 'it has left the line and is on its way');
+    for (let i = 0; i < 3; i += 1) {
+      remote.answerAll();
+      await settleTurns();
+    }
+    assert.ok(write.done);
+    assert.equal(remote.durable[block], 2);
+  });
+
 test('pair 6: a write with FUA that is never answered is a stall, though others stand in a line that moves', async () => {
   const [world, { use, remote }] = await inMode('in-sync', { 'window-bytes': 4096 });
   remote.mode = 'by-hand';
