@@ -25,8 +25,9 @@ export function madeThere(state: PairState, number: number | null, ageMs: number
 /** Primary: begins one that is wanted, once nothing else is under way. */
 export function beginWanted(decision: Decision): Decision {
   const { state } = decision;
-  if (!state.checkpointWanted || state.checkpointing || state.phase !== 'in-step' || state.plan !== null)
-    return decision;
+  const { checkpointWanted, checkpointing, phase, stopWanted, switchWanted } = state;
+  if (!checkpointWanted || checkpointing || phase !== 'in-step' || state.plan !== null) return decision;
+  if (stopWanted || switchWanted) return decision;
   const { lockStep } = state.self;
   const request = state.request + 1;
   const begun: PairState = {
@@ -53,9 +54,14 @@ export function beginWanted(decision: Decision): Decision {
   };
 }
 
-/** Writers of a barrier go on. A plan that takes the place of a checkpoint's begins with it. */
-export function endBarrier({ self, checkpointing }: PairState): Step[] {
-  return self.lockStep && checkpointing ? [{ do: 'set-mode', mode: 'in-sync' }] : [];
+/** Lifted before the other side has answered, a barrier would let writes into the checkpoint of some disks only. */
+export function isBehindBarrier({ self, checkpointing }: PairState): boolean {
+  return self.lockStep && checkpointing;
+}
+
+/** Writers of a barrier go on. */
+function endBarrier(state: PairState): Step[] {
+  return isBehindBarrier(state) ? [{ do: 'set-mode', mode: 'in-sync' }] : [];
 }
 
 /** Whoever waits for a checkpoint is told when it cannot come about any more. */

@@ -2,7 +2,7 @@
  * The rows of commands: failover, switch, resolve, start --alone, stop. A refusal says what would be allowed instead.
  */
 
-import { checkpointRows, endBarrier } from './checkpoints.ts';
+import { checkpointRows, isBehindBarrier } from './checkpoints.ts';
 import type { Command, Decision, Given, PairState, Phase, Step } from './pair-state.ts';
 import { phases } from './pair-state.ts';
 import { aloneMode, aloneRecord, answer, commit, goingBackTo, plan, send, sendAway, serveAlone } from './plans.ts';
@@ -115,8 +115,12 @@ const failoverRows: readonly Row[] = [
     'in-step',
     'command switch',
     'switching',
-    'writers are sent away',
-    (state) => busy(state, 'switch') ?? sendAway(pending(state, 'switch')),
+    'writers are sent away, behind a barrier when that has ended',
+    (state) => {
+      const next = pending(state, 'switch');
+      const behind = isBehindBarrier(state);
+      return busy(state, 'switch') ?? (behind ? { state: { ...next, switchWanted: true } } : sendAway(next));
+    },
   ),
   row(
     except('detached', 'detaching', 'following', 'target', 'syncing'),
@@ -207,12 +211,13 @@ const idle = ['starting', 'no-role', 'waiting', 'handing-over', 'detached'] as c
 const receiving = ['target', 'syncing', 'following'] as const satisfies readonly Phase[];
 
 function stopServing(state: PairState): Decision {
+  if (isBehindBarrier(state)) return { state: { ...state, stopWanted: true } };
   const inStep = state.phase === 'in-step';
   return {
     state: { ...state, phase: 'stopping', stopping: { inStep, exportsClosed: false } },
     plan: plan(
       'send-away',
-      inStep ? endBarrier(state) : [aloneMode(state), { do: 'stop-work' }, { do: 'detach' }],
+      inStep ? [] : [aloneMode(state), { do: 'stop-work' }, { do: 'detach' }],
       { do: 'refuse-users', reason: 'is being stopped' },
       { do: 'begin-close-exports' },
     ),
@@ -263,7 +268,13 @@ function stopAlone(state: PairState, given: Given): Decision {
 }
 
 const stopRows: readonly Row[] = [
-  row(serving, 'command stop', 'stopping', 'users are sent away first', stopServing),
+  row(
+    serving,
+    'command stop',
+    'stopping',
+    'users are sent away first, behind a barrier when that has ended',
+    stopServing,
+  ),
   row(
     'stopping',
     'exports-closed',

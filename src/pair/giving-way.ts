@@ -2,6 +2,7 @@
  * The rows of a primary that gives way: it hands over in a switchover, becomes the target of a newer generation, or is
  * forced to stop. Invariant: nobody is told that it stopped, or hands over, while a user of it may still be answered.
  */
+import { isBehindBarrier } from './checkpoints.ts';
 import type { Decision, Given, PairState } from './pair-state.ts';
 import {
   aloneMode,
@@ -24,7 +25,13 @@ const stay = (state: PairState): Decision => ({ state });
 
 export const givingWayRows: readonly Row[] = [
   // ---- switchover (pair.md 15)
-  row('in-step', 'message switch-request', 'switching', 'writers are sent away', sendAway),
+  row(
+    'in-step',
+    'message switch-request',
+    'switching',
+    'writers are sent away, behind a barrier when that has ended',
+    (state) => (isBehindBarrier(state) ? { state: { ...state, switchWanted: true } } : sendAway(state)),
+  ),
   row(
     ['waiting', 'going-alone', 'alone', ...unshared, 'closing', 'joining'],
     'message switch-request',

@@ -140,6 +140,8 @@ export interface PairState {
   /** the last checkpoint: primary: of the other side; secondary: also one that would have been equal */
   readonly checkpoint: Checkpoint | null;
   readonly stopWanted: boolean;
+  /** primary, lock-step: a switchover waits for the end of a barrier */
+  readonly switchWanted: boolean;
   /** a clean stop: the other side is still in step, exports are closed */
   readonly stopping: { readonly inStep: boolean; readonly exportsClosed: boolean } | null;
 }
@@ -355,6 +357,7 @@ export function initialState(from: {
     held: null,
     checkpoint: from.record.checkpoint,
     stopWanted: false,
+    switchWanted: false,
     stopping: null,
   };
 }

@@ -56,7 +56,7 @@ export function decide(state: PairState, event: PairEvent, given: Given): Decisi
   const decision = act === undefined ? { state: seen } : act(seen, payload as never, given);
   const begun =
     decision.plan === undefined ? decision : { ...decision, state: { ...decision.state, plan: decision.plan.name } };
-  const settled = settleAsked(settlePending(seen, stopWhenAtRest(beginWanted(begun), given)));
+  const settled = settleAsked(settlePending(seen, goOnAtRest(beginWanted(begun), given)));
   return { ...settled, state: settleHeld(settled.state) };
 }
 
@@ -83,12 +83,17 @@ function observe(state: PairState, event: PairEvent): PairState {
   }
 }
 
-/** A stop that came while something was under way. */
-function stopWhenAtRest(decision: Decision, given: Given): Decision {
+/** A stop, or a switchover, that came while something was under way. */
+function goOnAtRest(decision: Decision, given: Given): Decision {
   const { state } = decision;
-  if (!state.stopWanted || state.plan !== null || !resting.has(state.phase)) return decision;
-  const stopped = decide({ ...state, stopWanted: false }, { type: 'command', command: { name: 'stop' } }, given);
-  return { ...stopped, now: [...(decision.now ?? []), ...(stopped.now ?? [])] };
+  const { phase, plan, stopWanted, switchWanted } = state;
+  if (switchWanted && phase !== 'in-step') return { ...decision, state: { ...state, switchWanted: false } };
+  if (plan !== null || !(stopWanted ? resting.has(phase) : switchWanted)) return decision;
+  const event: PairEvent = stopWanted
+    ? { type: 'command', command: { name: 'stop' } }
+    : { type: 'message', message: { type: 'switch-request' } };
+  const gone = decide({ ...state, stopWanted: false, switchWanted: false }, event, given);
+  return { ...gone, now: [...(decision.now ?? []), ...(gone.now ?? [])] };
 }
 
 const resting: ReadonlySet<Phase> = new Set([

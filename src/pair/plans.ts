@@ -252,7 +252,6 @@ export function sendAway(state: PairState): Decision {
     state: { ...state, phase: 'switching' },
     plan: plan(
       'send-away',
-      state.self.lockStep && state.checkpointing ? [serveInSync] : [],
       { do: 'refuse-users', reason: `is being handed over to ${state.self.peer}` },
       { do: 'begin-close-exports' },
     ),
