@@ -10,7 +10,7 @@
  * durably (record-log.md 8): the sync belongs here, because only here is known what waits for it, and the target joins
  * the flushes of all changes that wait into one. Overlapping changes wait for each other. A read through an overlay
  * over the child sees old content: it was issued before the change (then the child keeps the order), or it finds the
- * copy in the target.
+ * copy in the target. Nobody comes below the filter to change the child: who comes late uses the filter.
  */
 import { z } from 'zod';
 import { permissionBits } from '../block/child.ts';
@@ -51,10 +51,12 @@ export const copyBeforeWriteDriver = defineDriver({
   options: optionsSchema,
   isFilter: true,
   async open(options, context): Promise<DriverNode & CopiesBeforeWrite> {
-    const { 'consistent-read': read, write } = permissionBits;
-    const child = await context.attach('file', 'filtered', options.file, (parents) => ({
-      needs: parents.needs | read,
-      shares: parents.shares,
+    const { 'consistent-read': read, write, resize } = permissionBits;
+    const child = await context.attach('file', 'filtered', options.file, ({ needs, shares }) => ({
+      needs: needs | read,
+      // Who came below the filter to write would change what was not copied. As long as nobody stands above it nothing
+      // is copied anyway, and those who are to stand there, or did, use the child.
+      shares: needs === 0 ? shares : shares & ~(write | resize),
     }));
     const target = await context.attach('target', 'data', options.target, () => ({
       needs: write,

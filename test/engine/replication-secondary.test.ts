@@ -253,6 +253,27 @@ test('replication-filter, close: in stage none, running and done nothing is left
   }
 });
 
+test('replication-filter, copy-before-write: who comes late to write is refused below the filter, and kept above it', async (t) => {
+  const side = await sideOf(t);
+  const [s, top] = [await side.client('d-local'), await side.client('d-top')];
+  await side.start();
+  await fill(s, 0, 8192, 1);
+  await side.run('block-export-del', { id: 's', mode: 'hard' });
+  const again = (nodeName: string) =>
+    side.run('block-export-add', { type: 'nbd', id: 's', 'node-name': nodeName, name: 'again', writable: true });
+  await assert.rejects(again('d-local'), /needs 'write' on node 'd-local'.*'copy-before-write-d-top'/);
+  await again('copy-before-write-d-top');
+  const late = await side.client('again');
+  await fill(late, 4096, 8192, 2);
+  await assertFilled(top, 0, 12_288, 0);
+  await side.checkpoint();
+  await assertFilled(top, 0, 4096, 1);
+  await assertFilled(top, 4096, 8192, 2);
+  await side.stop();
+  await fill(late, 0, 4096, 3);
+  await assertFilled(top, 0, 4096, 3);
+});
+
 // ---------------------------------------------------------------- the seven failures
 
 test('failure: copy-before-write cannot store or read the old content: the write is not made and fails to the client', async (t) => {
