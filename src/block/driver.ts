@@ -51,6 +51,11 @@ export interface DriverNode extends BlockNode {
    * this node? Absent: yes.
    */
   readonly ordered?: boolean;
+  /**
+   * A flush covers also what was issued before it and is still under way, so nobody has to wait for answers first (an
+   * ordered NBD server: pair.md 3). Absent: no, it covers what was done, as the contract says.
+   */
+  readonly flushesInOrder?: boolean;
   /** Commands of the driver's own at run time (`blkdebug`: faults, a power cut). @throws BlockError `invalid-option` */
   control?(args: Readonly<Record<string, unknown>>): Promise<Record<string, unknown>>;
   /** What status commands show of this driver, with QMP spelling. */

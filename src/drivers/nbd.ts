@@ -162,6 +162,11 @@ class NbdNode implements DriverNode, Breakable {
     return this.#info.ordered;
   }
 
+  /** Not with parts of blocks: what is read first is sent only afterwards. */
+  get flushesInOrder(): boolean {
+    return this.#info.ordered && this.#info.blockSizes.minimum === 1;
+  }
+
   read(offset: number, into: Uint8Array): Done {
     return this.#below.read(offset, into);
   }

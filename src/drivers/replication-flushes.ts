@@ -87,7 +87,7 @@ export class ReplicationFlushes {
   }
 
   private sendIfDue(): void {
-    if (this.child.node.ordered !== true && (this.unanswered[this.generation ^ 1] ?? 0) > 0) return;
+    if (this.child.node.flushesInOrder !== true && (this.unanswered[this.generation ^ 1] ?? 0) > 0) return;
     this.sent = true;
     const done = attempt(() => this.child.node.flush());
     if (done === undefined) this.end(null);

@@ -119,10 +119,16 @@ test('a node reads and writes its export, tells of itself, and closes its connec
   assert.deepEqual(events, []);
 });
 
-test('pair 3: a node over an ordered server is ordered, unless it may reconnect', async (t) => {
-  const server = await serve(t, { ordered: true });
-  assert.equal((await open(t, server.options)).node.ordered, true);
-  assert.equal((await open(t, { ...server.options, 'reconnect-delay': 1 })).node.ordered, false);
+test('pair 3: a node over an ordered server is ordered, unless it may reconnect or has parts of blocks to read first', async (t) => {
+  const ordered = async (more: Partial<NbdServerExport>, options: Record<string, unknown> = {}) => {
+    const server = await serve(t, more);
+    const { node } = await open(t, { ...server.options, ...options });
+    return [node.ordered, node.flushesInOrder];
+  };
+  assert.deepEqual(await ordered({ ordered: true }), [true, true]);
+  assert.deepEqual(await ordered({ ordered: true }, { 'reconnect-delay': 1 }), [false, false]);
+  assert.deepEqual(await ordered({ ordered: true, blockSizes: [512, 4096, 2 ** 25] }), [true, false]);
+  assert.deepEqual(await ordered({ ordered: false }), [false, false]);
 });
 
 test('the server is given as QEMU gives it, in three ways', async (t) => {

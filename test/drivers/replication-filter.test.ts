@@ -214,7 +214,7 @@ test('pair 3: to an ordered server a flush follows directly', async () => {
   const { use, remote } = await world.recordFilter(mib, { acknowledge: 'flush' });
   await world.group.start('primary');
   remote.mode = 'by-hand';
-  remote.ordered = true;
+  remote.flushesInOrder = true;
   watch(() => use.node.write(0, bytes(512, 1), 0));
   watch(() => use.node.flush());
   await settleTurns();
@@ -222,6 +222,24 @@ test('pair 3: to an ordered server a flush follows directly', async () => {
     remote.pending.map(({ kind }) => kind),
     ['write', 'flush'],
   );
+});
+
+test('pair 3: to a node that could be exported as ordered, but issues a flush beside its writes, none follows directly', async () => {
+  const world = new ReplicationWorld();
+  const disk = await world.disk('disk', mib);
+  await world.graph.add({ driver: 'mirror-top', 'node-name': 'remote', file: 'disk' });
+  await world.graph.add({ driver: 'replication', 'node-name': 'filter', mode: 'primary', file: 'remote' });
+  const use = await world.use('filter');
+  assert.notEqual(world.graph.find('remote').node.ordered, false);
+  await world.group.start('primary');
+  disk.mode = 'by-hand';
+  watch(() => use.node.write(0, bytes(512, 1), 0));
+  watch(() => use.node.flush());
+  await settleTurns();
+  assert.equal(disk.waiting('flush').length, 0);
+  disk.answerAll();
+  await settleTurns();
+  assert.equal(disk.waiting('flush').length, 1);
 });
 
 test('style 4: one flush is under way and one waits, which all later ones join', async () => {

@@ -47,7 +47,7 @@ class Life {
         side.mode = this.random.chance(0.8) ? 'by-hand' : 'at-once';
         side.content.fill(this.random.chance(0.5) ? 0 : 200 + i);
       }
-      disk.remote.ordered = this.random.chance(0.5);
+      disk.remote.flushesInOrder = this.random.chance(0.5);
       this.disks.push(disk);
     }
   }

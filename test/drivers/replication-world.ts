@@ -109,7 +109,7 @@ export interface Pending {
  */
 export class TestDisk implements DriverNode {
   length: number;
-  ordered = false;
+  flushesInOrder = false;
   readonly content: Uint8Array;
   /** what a power cut would leave */
   readonly durable: Uint8Array;
@@ -228,7 +228,7 @@ export class TestDisk implements DriverNode {
   /** One that no earlier request has to precede. */
   private freeRequest(random: Random): Pending | undefined {
     const free = this.pending.filter(
-      (one, index) => !this.pending.slice(0, index).some((earlier) => inOrder(earlier, one, this.ordered)),
+      (one, index) => !this.pending.slice(0, index).some((earlier) => inOrder(earlier, one, this.flushesInOrder)),
     );
     return free[random.below(free.length)];
   }
