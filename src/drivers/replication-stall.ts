@@ -33,8 +33,9 @@ export class StallWatch {
     this.stalled = stalled;
   }
 
-  /** Counts a wait from now until the promise has settled; gives the promise back. */
+  /** Counts a wait from now until the promise has settled; gives the promise back. Who joins changes nothing. */
   watch(wait: Promise<void>): Promise<void> {
+    if (this.waiting.has(wait)) return wait;
     this.waiting.set(wait, this.clock.now());
     const end = (): void => this.forget(wait);
     wait.then(end, end);

@@ -114,6 +114,16 @@ test('a wait that begins between two looks is counted for itself, and one timer 
   assert.equal(stalls(), 1);
 });
 
+test('pair 6: a wait that others join is as old as its first', async () => {
+  const { clock, stalls, watch } = watched();
+  const joined = deferred().promise;
+  void watch.watch(joined);
+  await clock.turn(1500);
+  void watch.watch(joined);
+  await clock.turn(2000);
+  assert.equal(stalls(), 1);
+});
+
 test('a watch that is closed between two looks says nothing', async () => {
   const { clock, stalls, watch } = watched();
   void watch.watch(deferred().promise);
