@@ -200,13 +200,21 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     }
   }
 
+  /**
+   * What was kept over a restart is old content already (record-log.md 9). Writers are held until the job knows of it:
+   * else it would copy the content of now over that of the checkpoint.
+   */
   private async startCopying(parts: SecondaryParts): Promise<void> {
     const { graph, jobs } = this.services;
-    const copying = await startKeeping(graph, jobs, this.nodeName, parts);
-    this.copying = copying;
-    void copying.job.concluded.then(() => this.inTurn(() => this.copyingEnded(copying)).catch(() => undefined));
-    // What was kept over a restart is old content already (record-log.md 9).
-    if (parts.ofGroup) await markKept(graph, parts, copying.copies);
+    const drained = await graph.drain(parts.secondary);
+    try {
+      const copying = await startKeeping(graph, jobs, this.nodeName, parts);
+      this.copying = copying;
+      void copying.job.concluded.then(() => this.inTurn(() => this.copyingEnded(copying)).catch(() => undefined));
+      if (parts.ofGroup) await markKept(graph, parts, copying.copies);
+    } finally {
+      drained.end();
+    }
   }
 
   /** Undoes `take`, as far as it came. */

@@ -8,7 +8,7 @@ import { temporaryFolder } from '../support/temp.ts';
 import { type CheckedEngine, checkedEngine } from './checked.ts';
 import { assertFilled, fill } from './replication-secondary-world.ts';
 
-const length = 2 ** 20;
+const length = 64 * 2 ** 20;
 
 interface Side extends CheckedEngine {
   client(name: string): Promise<NbdClient>;
@@ -17,7 +17,7 @@ interface Side extends CheckedEngine {
 }
 
 /** Disks a and b; their overlays are files, so that they can be opened again. */
-async function sideOf(t: TestContext, folder: string, epoch: number): Promise<Side> {
+async function sideOf(t: TestContext, folder: string, epoch: number, starts = true): Promise<Side> {
   const checked = checkedEngine(t);
   const { execute } = checked;
   const path = join(folder, `${epoch}.sock`);
@@ -56,7 +56,7 @@ async function sideOf(t: TestContext, folder: string, epoch: number): Promise<Si
       await new Promise((resolve) => setTimeout(resolve, 2));
     }
   };
-  await execute('xen-set-replication', { enable: true, primary: false });
+  if (starts) await execute('xen-set-replication', { enable: true, primary: false });
   return { ...checked, client, rows, until };
 }
 
@@ -146,6 +146,29 @@ test('record-log 9: a start over a kept hidden takes what it holds as copied: th
   // The epoch that its owner holds decides: what is of another is not there.
   const third = await sideOf(t, folder, 6);
   await assertFilled(await third.client('a-top'), 0, 131072, 2);
+});
+
+test('record-log 9: a write that comes while the job learns what was kept changes nothing of the last checkpoint', async (t) => {
+  const folder = await temporaryFolder(t);
+  const first = await sideOf(t, folder, 5);
+  const s = await first.client('a-local');
+  // At the end of the disk, so that it takes a while until it is found.
+  const kept = length - 65536;
+  await fill(s, kept, 65536, 1);
+  await s.flush();
+  await first.engine.close();
+
+  const again = await sideOf(t, folder, 5, false);
+  const { graph } = again.engine;
+  const [reads, writes] = [await again.client('a-local'), await again.client('a-local')];
+  // The start waits for this read; the write stands behind it and is let go as soon as anybody is.
+  const fault = { operation: 'read', 'delay-ms': 100, count: 1 };
+  await graph.find('a-local').node.control?.({ action: 'add-fault', fault });
+  const slow = reads.read(0, new Uint8Array(512));
+  const started = again.execute('xen-set-replication', { enable: true, primary: false });
+  await again.until('the filter', async () => graph.list().some(({ nodeName }) => nodeName.endsWith('-a-top')));
+  await Promise.all([slow, fill(writes, kept, 65536, 2), started]);
+  await assertFilled(await again.client('a-top'), kept, 65536, 0);
 });
 
 test('record-log 10: the commit keeps both in step until its owner has made the end durable; then the disk takes over', async (t) => {
