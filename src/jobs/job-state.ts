@@ -118,6 +118,8 @@ export function initialState(how: { readonly autoFinalize: boolean; readonly aut
 export function decide(state: JobState, event: JobEvent): JobDecision {
   switch (event.type) {
     case 'start':
+      // It was cancelled while what it needs was still being taken: now that can be given back.
+      if (state.cancelled) return moved(state, 'aborting', { type: 'clean' });
       return moved(state, 'running', { type: 'run' });
     case 'forgotten':
       return moved(state, 'null');
@@ -176,9 +178,9 @@ function decideCancel(state: JobState, force: boolean): JobDecision {
     return awake({ ...state, pauseWanted: false, ending: 'leave' });
   }
   const cancelled = { ...state, pauseWanted: false, cancelled: true };
-  if (status === 'created' || status === 'waiting' || status === 'pending') {
-    return moved(cancelled, 'aborting', { type: 'clean' });
-  }
+  // Whoever makes it is not ready yet: `start` or `forgotten` follows.
+  if (status === 'created') return { state: cancelled, actions: [] };
+  if (status === 'waiting' || status === 'pending') return moved(cancelled, 'aborting', { type: 'clean' });
   return awake(cancelled);
 }
 

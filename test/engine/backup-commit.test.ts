@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import type { RootUse } from '../../src/block/graph-view.ts';
-import { attempt } from '../../src/util/later.ts';
+import { attempt, deferred } from '../../src/util/later.ts';
 import { parent, writer } from '../block/fixture.ts';
 import { settleTurns } from '../drivers/replication-world.ts';
 import { type CheckedEngine, checkedEngine, memoryNode } from './checked.ts';
@@ -209,6 +209,32 @@ for (const request of ['write', 'read'] as const) {
     await event('BLOCK_JOB_READY', 'c');
     assert.ok((await content('base')).equals(await content('top')));
     await user.release();
+  });
+}
+
+for (const [command, args] of [
+  ['blockdev-backup', { device: 'disk', target: 'target', sync: 'none' }],
+  ['blockdev-mirror', { device: 'disk', target: 'target', sync: 'full' }],
+  ['block-commit', { device: 'over' }],
+] as const) {
+  test(`${command} that is cancelled while the users of its node are still busy leaves nothing behind`, async (t) => {
+    const { add, execute, event, engine } = runOf(t);
+    await add(memoryNode('disk', size));
+    await add(memoryNode('target', size));
+    await add(overlay('over', 'disk'));
+    const busy = deferred();
+    const user = await engine.graph.use(args.device, parent('a user', { drainBegin: () => busy.promise }), writer);
+    const made = execute(command, { 'job-id': 'j', ...args });
+    await settleTurns();
+    await execute('job-cancel', { id: 'j' });
+    await settleTurns();
+    busy.resolve();
+    await made;
+    await event('BLOCK_JOB_CANCELLED', 'j');
+    assert.equal(user.nodeName, args.device);
+    await user.release();
+    for (const node of ['over', 'disk', 'target']) await execute('blockdev-del', { 'node-name': node });
+    assert.deepEqual(await execute('query-named-block-nodes'), []);
   });
 }
 

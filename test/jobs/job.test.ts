@@ -188,6 +188,32 @@ test('cancel ends a running, a resting and a ready job; without force a ready on
   }
 });
 
+test('a job that is cancelled while it is being made gives back what it took, once that is whole, and never runs', async () => {
+  const cleaned: string[] = [];
+  const events: unknown[] = [];
+  const manager = new JobManager((event, data) => {
+    events.push(event === 'JOB_STATUS_CHANGE' ? data.status : event);
+  });
+  const body: JobBody = {
+    run: () => assert.fail('it runs'),
+    clean: async (outcome) => void cleaned.push(outcome),
+  };
+  const made = manager.create({ id: 'j', type: 'mirror', body });
+  made.cancel();
+  await settleTurns();
+  assert.deepEqual([made.status, cleaned], ['created', []]);
+  made.start();
+  await made.concluded;
+  assert.deepEqual(cleaned, ['cancelled']);
+  assert.deepEqual(events, ['created', 'aborting', 'BLOCK_JOB_CANCELLED', 'concluded', 'null']);
+  // What it needs cannot be had after all.
+  const forgotten = manager.create({ id: 'j', type: 'mirror', body });
+  forgotten.cancel();
+  forgotten.forget();
+  await forgotten.concluded;
+  assert.deepEqual([cleaned.length, manager.list()], [1, []]);
+});
+
 test('an error of the body or of the last step ends the job, and stands in its state', async () => {
   const broken = new BlockError('io-error', 'bad sector');
   for (const where of ['run', 'prepare', 'clean'] as const) {
