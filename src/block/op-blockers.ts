@@ -66,14 +66,9 @@ export class OpBlockers {
     };
   }
 
-  /** The same on several nodes. */
-  blockAll(nodeNames: readonly string[], reason: string): OpBlock {
-    const blocks = nodeNames.map((name) => this.block(name, blockOperations, reason));
-    return {
-      lift: (): void => {
-        for (const block of blocks) block.lift();
-      },
-    };
+  /** All operations on several nodes. */
+  blockAll(nodeNames: readonly string[], reason: string): OpBlock[] {
+    return nodeNames.map((name) => this.block(name, blockOperations, reason));
   }
 
   /** @throws BlockError op-blocked, with the reason */

@@ -7,8 +7,10 @@
  * Invariant: parents that stand below the filter (an overlay over the device that is the target) stay where they are. A
  * backup with `sync: none` goes on until it is cancelled.
  */
+import { belowFilter } from '../block/chain.ts';
 import { type CopiesBeforeWrite, copiesBeforeWrite } from '../block/copies-before-write.ts';
 import type { Graph } from '../block/graph-view.ts';
+import { blockOperations, type OpBlock } from '../block/op-blockers.ts';
 import { BlockError } from '../util/errors.ts';
 import type { Job, JobBody, JobControl, JobManager, JobOutcome } from './job.ts';
 
@@ -61,8 +63,7 @@ export async function startBackup(graph: Graph, jobs: JobManager, how: BackupHow
     autoDismiss: how.autoDismiss,
     internal: how.internal ?? false,
   });
-  const { device, target } = how;
-  if (how.internal !== true) job.keep(graph.blockers.blockAll([device, target], `job '${job.id}' works on it`));
+  if (how.internal !== true) job.keep(blocksFor(graph, how));
   try {
     const copies = await body.open();
     job.start();
@@ -71,6 +72,13 @@ export async function startBackup(graph: Graph, jobs: JobManager, how: BackupHow
     job.forget();
     throw error;
   }
+}
+
+/** A node may have several backups at a time, a target is one's own. */
+function blocksFor({ blockers }: Graph, { jobId, device, target }: BackupHow): OpBlock[] {
+  const reason = `job '${jobId}' works on it`;
+  const others = blockOperations.filter((operation) => operation !== 'backup-source');
+  return [blockers.block(device, others, reason), ...blockers.blockAll([target], reason)];
 }
 
 /** `blockdev-backup` */
@@ -128,6 +136,7 @@ class BackupBody implements JobBody {
   }
 
   async run(control: JobControl): Promise<void> {
+    control.setProgress(0, this.length);
     if (this.how.sync === 'full') return await this.copyAll(control);
     for (;;) {
       await control.pausePoint();
@@ -140,7 +149,7 @@ class BackupBody implements JobBody {
     if (this.copies === null) return;
     this.copies = null;
     try {
-      await graph.replace(how.filterName, how.device);
+      await graph.replace(how.filterName, belowFilter(graph, how.filterName));
     } finally {
       await graph.remove(how.filterName);
     }

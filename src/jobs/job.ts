@@ -114,7 +114,7 @@ export class Job implements JobControl {
   private totalBytes = 0;
   private ioStatus: BlockJobInfo['io-status'] = 'ok';
   private failure: BlockError | null = null;
-  private block: { lift(): void } | null = null;
+  private blocks: readonly { lift(): void }[] = [];
   private waiter: Deferred | null = null;
   private woken = false;
 
@@ -150,13 +150,13 @@ export class Job implements JobControl {
   }
 
   /** What other operations are kept from while the body holds its nodes; lifted when they are given back. */
-  keep(block: { lift(): void }): void {
-    this.block = block;
+  keep(blocks: readonly { lift(): void }[]): void {
+    this.blocks = blocks;
   }
 
   /** Before `start`: it never was. */
   forget(): void {
-    this.block?.lift();
+    for (const block of this.blocks) block.lift();
     this.apply({ type: 'forgotten' });
     this.end.resolve();
   }
@@ -357,7 +357,7 @@ export class Job implements JobControl {
     } catch (thrown) {
       this.failure ??= toBlockError(thrown);
     }
-    this.block?.lift();
+    for (const block of this.blocks) block.lift();
     if (cancelled) this.emit('BLOCK_JOB_CANCELLED', this.progress());
     else this.emit('BLOCK_JOB_COMPLETED', { ...this.progress(), ...this.errorMember() });
     this.apply({ type: 'cleaned' });

@@ -301,3 +301,46 @@ test('a node that a job works on is busy for every other job, as source and as t
   await event('BLOCK_JOB_COMPLETED', 'b2');
   await user.release();
 });
+
+test('a mirror of a backup’s own filter is left on the node when the backup has ended', async (t) => {
+  const { add, use, execute, event, engine } = runOf(t);
+  for (const name of ['disk', 'kept', 'copy']) await add(memoryNode(name, size));
+  const user = await use('disk');
+  const backup = { 'job-id': 'b', device: 'disk', target: 'kept', sync: 'none', 'filter-node-name': 'filter' };
+  await execute('blockdev-backup', backup);
+  await execute('blockdev-mirror', { 'job-id': 'm', device: 'filter', target: 'copy', sync: 'full' });
+  await event('BLOCK_JOB_READY', 'm');
+  for (const id of ['b', 'm']) {
+    await execute('block-job-cancel', { device: id, force: true });
+    assert.equal((await event('BLOCK_JOB_CANCELLED', id)).error, undefined);
+  }
+  assert.equal(user.nodeName, 'disk');
+  assert.equal(engine.graph.list().length, 3);
+  await user.release();
+});
+
+test('two backups of one node keep each its own point in time, whichever ends first', async (t) => {
+  for (const first of ['early', 'late']) {
+    const { add, use, content, execute, event, engine } = runOf(t);
+    for (const name of ['disk', 'early', 'late']) await add(memoryNode(name, size));
+    const user = await use('disk');
+    const backup = { device: 'disk', sync: 'none' };
+    for (const target of ['early', 'late']) {
+      await write(user, 0, 8192, target === 'early' ? 1 : 2);
+      await execute('blockdev-backup', { ...backup, 'job-id': target, target });
+    }
+    await write(user, 0, 4096, 3);
+    await execute('block-job-cancel', { device: first });
+    await event('BLOCK_JOB_CANCELLED', first);
+    await write(user, 4096, 4096, 4);
+    const other = first === 'early' ? 'late' : 'early';
+    await execute('block-job-cancel', { device: other });
+    await event('BLOCK_JOB_CANCELLED', other);
+    await write(user, 0, 8192, 5);
+    const kept = first === 'early' ? 2 : 1;
+    assert.ok((await content(other)).subarray(0, 8192).equals(Buffer.alloc(8192, kept)), `${first} ends first`);
+    assert.equal(user.nodeName, 'disk');
+    assert.equal(engine.graph.list().length, 3);
+    await user.release();
+  }
+});
