@@ -169,7 +169,7 @@ export class JsonStream {
     this.#recovering = false;
     let value: unknown;
     try {
-      value = JSON.parse(this.#decoder.decode(bytes));
+      value = parse(this.#decoder.decode(bytes));
     } catch (error) {
       this.#sink.error(`JSON parse error: ${error instanceof SyntaxError ? error.message : 'not valid UTF-8'}`);
       return;
@@ -204,6 +204,24 @@ export class JsonStream {
     if (this.#text.length > 64 * 1024) this.#text = new Uint8Array(startBytes);
   }
 }
+
+/**
+ * A client that counts in nanoseconds has ids beyond 2^53, and waits for the very number that it gave. So the text of
+ * such an `id` is kept, in the form that `JSON.stringify` writes as it is.
+ */
+function parse(text: string): unknown {
+  return longDigits.test(text) ? JSON.parse(text, keepLongId) : JSON.parse(text);
+}
+
+const longDigits = /\d{16}/;
+
+function keepLongId(key: string, value: unknown, context?: { readonly source?: string }): unknown {
+  const source = context?.source;
+  if (key !== 'id' || source === undefined || typeof value !== 'number' || Number.isSafeInteger(value)) return value;
+  return /^-?\d+$/.test(source) ? rawJson(source) : value;
+}
+
+const { rawJSON: rawJson } = JSON as unknown as { rawJSON(text: string): unknown };
 
 const encoder = new TextEncoder();
 

@@ -129,3 +129,12 @@ test('a message is written in ASCII and ended by CRLF', () => {
   assert.match(text, /^[\x20-\x7e]*\r\n$/);
   assert.deepEqual(JSON.parse(text), { text: 'é€😀\u007f', list: [1] });
 });
+
+test('an id that is larger than a double can say is written as it came; every other number is a number', () => {
+  const ids = ['9007199254740993', '-9223372036854775808', '18446744073709551615', '1.5', '7'];
+  for (const id of ids) {
+    const [value] = feed([`{"execute":"x","id":${id}}`]).values as [{ id: unknown }];
+    assert.equal(Buffer.from(encodeMessage({ id: value.id })).toString(), `{"id":${id}}\r\n`);
+  }
+  assert.deepEqual(feed(['{"id":10000000000000000.5,"size":9007199254740993}']).values, [{ id: 1e16, size: 2 ** 53 }]);
+});
