@@ -51,7 +51,13 @@ stand in the families *Replication* and *The pair*.
 \`\`\`
 
 An error also has the member \`__blockstep_code\`: one of the [error codes](#error-codes). A member that a command does
-not know is an error. Sizes and offsets are bytes, whole numbers up to 2^53-1.`;
+not know is an error. Sizes and offsets are bytes, whole numbers up to 2^53-1.
+
+Of QEMU's commands about disks these are left out, and get the class \`CommandNotFound\`: \`query-qmp-schema\` (this
+page is what there is), \`transaction\`, the commands of dirty bitmaps, snapshots and \`block-stream\`,
+\`blockdev-create\`, \`object-add\` (no TLS, secrets, iothreads or throttle groups), \`drive-backup\`,
+\`block_set_io_throttle\`, and all that is about a machine. There are no out-of-band commands. Exports are NBD only.
+Members of a command that are left out stand in its table as *refused*.`;
 
 function renderFamily(family: CommandFamily, types: Types): string {
   const commands = family.commands.map((command) => renderCommand(command, types));

@@ -84,6 +84,8 @@ function blocksFor({ blockers }: Graph, { jobId, device, target }: BackupHow): O
 /** `blockdev-backup` */
 export async function startBlockdevBackup(graph: Graph, jobs: JobManager, args: BackupArguments): Promise<void> {
   const { device, target, sync } = args;
+  // A node that is not there: no job is told to have been made.
+  for (const name of [device, target]) graph.find(name);
   if (device === target) throw new BlockError('invalid-option', `target: '${target}' is the device itself`);
   graph.blockers.check(device, 'backup-source');
   graph.blockers.check(target, 'backup-target');

@@ -46,7 +46,7 @@ export const jobVerbs: Readonly<Record<JobVerb, readonly JobStatus[]>> = {
   pause: ['created', 'running', 'paused', 'ready', 'standby'],
   resume: ['created', 'running', 'paused', 'ready', 'standby'],
   cancel: ['created', 'running', 'paused', 'ready', 'standby', 'waiting', 'pending'],
-  complete: ['ready'],
+  complete: ['ready', 'standby'],
   finalize: ['pending'],
   dismiss: ['concluded'],
   'set-speed': ['created', 'running', 'paused', 'ready', 'standby'],
@@ -159,7 +159,7 @@ function decideVerb(state: JobState, verb: JobVerb, force: boolean): JobDecision
     case 'cancel':
       return decideCancel(state, force);
     case 'complete':
-      if (state.pauseWanted) throw new BlockError('invalid-request', "a paused job does not accept 'complete'");
+      // One that rests completes when it is resumed.
       return { state: { ...state, ending: 'complete' }, actions: [{ type: 'wake' }] };
     case 'finalize':
       return finalized(state);

@@ -398,11 +398,19 @@ export class JobManager {
     return job;
   }
 
-  /** @throws BlockError job-not-active; internal jobs are found only by their maker */
+  /** @throws BlockError job-not-found; internal jobs are found only by their maker */
   find(id: string): Job {
+    return this.get(id) ?? fail('job-not-found', id);
+  }
+
+  /** The same, for the older commands (`block-job-...`): a job that is not there has an error class of its own. */
+  findActive(id: string): Job {
+    return this.get(id) ?? fail('job-not-active', id);
+  }
+
+  private get(id: string): Job | null {
     const job = this.jobs.get(id);
-    if (job === undefined || job.internal) throw new BlockError('job-not-active', `there is no job '${id}'`);
-    return job;
+    return job === undefined || job.internal ? null : job;
   }
 
   /** The jobs that users see, oldest first. */
@@ -417,4 +425,8 @@ export class JobManager {
     await Promise.all(all.map((job) => job.concluded));
     this.jobs.clear();
   }
+}
+
+function fail(code: 'job-not-found' | 'job-not-active', id: string): never {
+  throw new BlockError(code, `there is no job '${id}'`);
 }

@@ -67,6 +67,7 @@ export const blockErrorKinds = {
   /** A command failed at a QMP server that tells no code of ours (a QEMU); the message is all that is known. */
   'command-failed': kind('EIO'),
   'command-not-found': kind('ENOTSUP', 'CommandNotFound'),
+  'job-not-found': kind('ENOENT', 'GenericError'),
   'job-not-active': kind('ENOENT', 'DeviceNotActive'),
   'name-in-use': kind('EEXIST'),
   /** Two users of a node want what the other forbids; the message names both. */

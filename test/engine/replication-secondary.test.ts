@@ -344,7 +344,7 @@ test('failure: the copy-before-write job ends by itself: recorded, and the check
   const side = await sideOf(t, { hidden: { 'read-only': true } });
   await side.start();
   // Nobody but the engine itself can end an internal job.
-  assert.throws(() => side.checked.engine.jobs.find('#replication-d-top'), { code: 'job-not-active' });
+  assert.throws(() => side.checked.engine.jobs.find('#replication-d-top'), { code: 'job-not-found' });
   await side.checked.engine.jobs.close();
   await side.until('the record', async () => (await side.row()).error !== null);
   const status = await side.run('query-xen-replication-status');

@@ -83,7 +83,7 @@ test('QMP: which status accepts which verb is a table, and decide obeys it', () 
       else assert.throws(act, { code: 'invalid-request' }, `${verb} in ${status}`);
     }
   }
-  assert.deepEqual(jobVerbs.complete, ['ready']);
+  assert.deepEqual(jobVerbs.complete, ['ready', 'standby']);
   assert.deepEqual(jobVerbs.finalize, ['pending']);
   assert.deepEqual(jobVerbs.dismiss, ['concluded']);
 });
@@ -103,7 +103,8 @@ test('a job runs, waits, is pending, concludes and goes by itself', async () => 
   await settleTurns();
   assert.deepEqual(events, ['created', 'running', 'waiting', 'pending', 'BLOCK_JOB_COMPLETED', 'concluded', 'null']);
   assert.deepEqual(manager.list(), []);
-  assert.throws(() => manager.find('j'), { code: 'job-not-active', qmpClass: 'DeviceNotActive' });
+  assert.throws(() => manager.find('j'), { code: 'job-not-found', qmpClass: 'GenericError' });
+  assert.throws(() => manager.findActive('j'), { code: 'job-not-active', qmpClass: 'DeviceNotActive' });
 });
 
 test('without auto-finalize and auto-dismiss a user says when; the last step runs at finalize', async () => {
@@ -144,10 +145,10 @@ test('a paused job rests at its next pause point, in running and in ready', asyn
   job.pause();
   await settleTurns();
   assert.equal(job.status, 'standby');
-  assert.throws(() => job.complete(), { code: 'invalid-request' });
-  job.resume();
-  await settleTurns();
   job.complete();
+  await settleTurns();
+  assert.equal(job.status, 'standby', 'it completes when it is resumed');
+  job.resume();
   await settleTurns();
   assert.deepEqual(events, [
     'created',
@@ -251,7 +252,7 @@ test('an internal job is not listed, not to be found, and tells no events', asyn
   const { manager, events, finish } = start({ internal: true });
   await settleTurns();
   assert.deepEqual([manager.list(), events], [[], []]);
-  assert.throws(() => manager.find('j'), { code: 'job-not-active' });
+  assert.throws(() => manager.find('j'), { code: 'job-not-found' });
   assert.throws(() => manager.create({ id: 'j', type: 'mirror', body: { run: async () => undefined } }), {
     code: 'name-in-use',
   });

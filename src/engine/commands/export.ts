@@ -38,7 +38,7 @@ export function exportCommands(engine: Engine): Handlers<typeof exportSchema> {
       }),
     'x-block-export-resume': ({ id }) => exports.resume(id),
     'block-export-del': ({ id, mode }) => exports.remove(id, mode),
-    'nbd-server-add': ({ device, name = device, ...more }) =>
+    'nbd-server-add': ({ device, name = device, bitmap: _, ...more }) =>
       exports.add({ id: name, nodeName: device, name, ...more }),
     'nbd-server-remove': ({ name, mode }) => exports.remove(name, mode),
     'query-block-exports': () =>

@@ -8,6 +8,13 @@ export const nothing = z.void();
 /** The arguments of a command that takes none. */
 export const noArguments = z.strictObject({});
 
+/** A member that QEMU has and this engine has not: refused by its name. */
+export const leftOut = (why: string) =>
+  z
+    .custom<undefined>((value) => value === undefined, `is not supported: ${why}`)
+    .optional()
+    .describe(`refused: ${why}`);
+
 /** A count of bytes. */
 export const size = z.int().min(0);
 

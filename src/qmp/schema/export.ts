@@ -3,7 +3,7 @@
  */
 import { z } from 'zod';
 import { defineCommand, defineEvent } from '../command.ts';
-import { id, noArguments, nodeName, nothing, size, socketAddress, socketAddressLegacy } from './common.ts';
+import { id, leftOut, noArguments, nodeName, nothing, size, socketAddress, socketAddressLegacy } from './common.ts';
 
 /** The NBD server that is meant where none is named. */
 export const defaultServer = 'nbd';
@@ -42,6 +42,10 @@ export const blockExportOptions = z
       writethrough: z.boolean().optional().describe('a write is answered only when it is durable (default false)'),
       name: nbdString.optional().describe('name that clients ask for (default: the node name)'),
       description: nbdString.optional().describe('free text for people'),
+      bitmaps: z.array(z.never()).optional().describe('none: there are no dirty bitmaps to offer'),
+      'allocation-depth': z.literal(false).optional().describe('only false, the default'),
+      iothread: leftOut('there are no iothreads'),
+      'fixed-iothread': z.boolean().optional().describe('accepted, changes nothing'),
       server: serverName,
       ordered: z.boolean().optional().describe('offers the metadata context `blockstep:ordered` (ours; default false)'),
       'multi-conn': z
@@ -126,6 +130,7 @@ export const exportSchema = [
       name: id.optional().describe('name that clients ask for, and id of the export (default: the device)'),
       description: nbdString.optional().describe('free text for people'),
       writable: z.boolean().optional().describe('clients may write (default false)'),
+      bitmap: leftOut('there are no dirty bitmaps to offer'),
       server: serverName,
     }),
     returns: nothing,

@@ -3,7 +3,7 @@
  */
 import { z } from 'zod';
 import { defineCommand, defineEvent } from '../command.ts';
-import { id, noArguments, nodeName, nothing, size } from './common.ts';
+import { id, leftOut, noArguments, nodeName, nothing, size } from './common.ts';
 
 export const jobStatus = z
   .enum([
@@ -75,6 +75,7 @@ const mirrorMembers = {
   'copy-mode': z.enum(['background', 'write-blocking']).optional().describe('only `background`, the default'),
   'auto-finalize': z.boolean().optional().describe('default true'),
   'auto-dismiss': z.boolean().optional().describe('default true'),
+  replaces: leftOut('the target takes the place of the device, and of nothing else'),
 };
 
 export const jobSchema = [
@@ -109,6 +110,7 @@ export const jobSchema = [
         .enum(['absolute-paths', 'existing'])
         .optional()
         .describe('`absolute-paths` (default): the file is made, emptied if it is there; `existing`: it is there'),
+      unmap: z.literal(true).optional().describe('only true, the default: zeroes may be holes in the target'),
       sync: syncOfMirror,
       ...mirrorMembers,
     }),
@@ -124,7 +126,13 @@ export const jobSchema = [
       device: nodeName.describe('node whose point in time is kept'),
       target: nodeName.describe('node that is written; as long as the device'),
       sync: z.enum(['full', 'none']).describe('`none`: only what is about to change, until the job is cancelled'),
+      bitmap: leftOut('there are no dirty bitmaps'),
+      'bitmap-mode': leftOut('there are no dirty bitmaps'),
+      compress: z.literal(false).optional().describe('only false, the default'),
+      'x-perf': leftOut('`speed` is what there is'),
       speed: size.optional().describe('bytes a second in the background; 0 (default): no limit'),
+      'on-source-error': z.literal('report').optional().describe('only `report`, the default: the job fails'),
+      'on-target-error': z.literal('report').optional().describe('only `report`, the default: the job fails'),
       'filter-node-name': nodeName.optional().describe('name of the filter above the device while the job lives'),
       'auto-finalize': z.boolean().optional().describe('default true'),
       'auto-dismiss': z.boolean().optional().describe('default true'),
@@ -141,6 +149,12 @@ export const jobSchema = [
       device: nodeName.describe('node on top of the chain'),
       'base-node': nodeName.optional().describe('node that is written (default: the lowest one)'),
       'top-node': nodeName.optional().describe('overlay whose place the base takes (default: the device)'),
+      base: leftOut('give `base-node`'),
+      top: leftOut('give `top-node`'),
+      'backing-file': z
+        .string()
+        .optional()
+        .describe('accepted, changes nothing: overlays do not keep the name of theirs'),
       speed: size.optional().describe('bytes a second; 0 (default): no limit'),
       'on-error': errorAction.optional().describe('what an I/O error does (default `report`: the job fails)'),
       'filter-node-name': nodeName.optional().describe('name of the filter above the top while the job lives'),
