@@ -41,6 +41,8 @@ export class PairDaemon implements QmpTarget {
   #events: PairEvent[] = [];
   #deciding = false;
   #told = '';
+  /** what the log was told last of what keeps the pair from being whole */
+  #noticed: string | null = null;
   #stopping: Promise<void> | null = null;
 
   /**
@@ -227,16 +229,22 @@ export class PairDaemon implements QmpTarget {
     if (state.held !== before.held) this.#tellHold(before, event);
   }
 
-  /** Emits PAIR_STATE if something of it changed. */
+  /** Emits PAIR_STATE if something of it changed; the log hears what a person should know, once. */
   #tell(): void {
     const { phase, record, connected, error } = this.#state;
+    const notice = noticeOf(this.#state);
+    if (isInSync(this.#state)) this.#noticed = null;
+    else if (notice !== null && notice !== this.#noticed) {
+      this.#noticed = notice;
+      this.#log({ level: 'info', message: notice });
+    }
     const data = {
       phase,
       role: record.role,
       connected,
       inSync: isInSync(this.#state),
       generation: record.generation,
-      notice: noticeOf(this.#state),
+      notice,
       error,
     };
     const text = JSON.stringify(data);

@@ -154,7 +154,8 @@ export function noticeOf(state: PairState): string | null {
   if (state.phase === 'handing-over') {
     return `was handing over to ${peer} and waits for it; \`start --alone\` takes it back`;
   }
-  return latestAsOf(state)?.text ?? null;
+  const latest = latestAsOf(state)?.text ?? null;
+  return latest === null && state.phase === 'detached' ? `waits for ${peer}` : latest;
 }
 
 function latestAsOf(state: PairState): PairStatus['latestAsOf'] {

@@ -91,6 +91,24 @@ test('pair 13: another volume, other disks: both sides say why they do not pair'
   assert.equal((await pair.status('alpha')).serving, false);
 });
 
+test('the log says what keeps the two apart, once, and a secondary that nobody calls says for whom it waits', async () => {
+  const pair = new PairWorld(12);
+  await pair.start('beta');
+  await pair.world.runFor(5000);
+  assert.equal((await pair.status('beta')).notice, 'waits for alpha');
+  assert.equal(pair.log.filter((line) => line.endsWith('beta: waits for alpha')).length, 1);
+  pair.kill('beta');
+  await pair.start('alpha');
+  await pair.world.runFor(20_000);
+  const said = pair.log.filter((line) => /alpha: beta does not answer: .*start --alone/.test(line));
+  assert.equal(said.length, 1, said.join('\n'));
+  await pair.start('beta');
+  await pair.inStep();
+  pair.kill('beta');
+  await pair.until(() => pair.phase('alpha') === 'alone');
+  await pair.until(() => pair.log.filter((line) => /alpha: beta does not answer/.test(line)).length === 2);
+});
+
 test('a peer that is not blockstep is called that', async () => {
   const pair = await withData(8);
   const stranger = pair.world.host('beta');
