@@ -14,7 +14,7 @@ import { disksMax, isLoopback, isWildcard, type PairConfig, pairDefaults } from 
 import { describeIssues } from '../qmp/check.ts';
 import { BlockError } from '../util/errors.ts';
 import { nearest } from './nearest.ts';
-import { parseAddress, parseDuration, parseSize } from './units.ts';
+import { formatAddress, parseAddress, parseDuration, parseSize } from './units.ts';
 
 const configBytesMax = 1 << 20;
 /** Node names are made from it (`NAME-replication`), and QEMU allows those 31 characters. */
@@ -46,7 +46,7 @@ const diskName = z
   .regex(/^[A-Za-z][A-Za-z0-9._-]*$/, 'expected a letter, then letters, digits, ".", "_" and "-"')
   .max(diskNameLengthMax, `expected at most ${diskNameLengthMax} characters`);
 
-const size = parsed('a size such as 10GiB', parseSize).refine(
+const size = parsed('a size such as 10GiB (units: KiB, MiB, GiB, TiB)', parseSize).refine(
   (bytes) => bytes > 0 && bytes % sectorBytes === 0,
   `expected a multiple of ${sectorBytes} bytes, not zero`,
 );
@@ -229,6 +229,7 @@ function contradictions(config: ConfigFile, insecure: boolean): Finding[] {
     }
     if (one.type === 'inet' && one.port === 0) say(['listen', field], 'needs a port: the other side has to know it');
   }
+  for (const [path, message] of addressesTwice(config)) say(path, message);
   if (isWildcard(config.listen.replication) && config.advertise?.replication === undefined) {
     say(['listen', 'replication'], 'listens everywhere; say in `advertise.replication` where the peer reaches it');
   }
@@ -237,6 +238,26 @@ function contradictions(config: ConfigFile, insecure: boolean): Finding[] {
   }
   for (const [key, message] of storeContradictions(config)) say([key], message);
   return findings;
+}
+
+/** Each listener has an address of its own, and none of them is where the other side is. */
+function addressesTwice({ listen, peer }: ConfigFile): [Path, string][] {
+  const all: [Path, SocketAddress][] = [
+    ...listen.nbd.map((one, index): [Path, SocketAddress] => [['listen', 'nbd', index], one]),
+    [['listen', 'supervisor'], listen.supervisor],
+    [['listen', 'replication'], listen.replication],
+    [['peer', 'supervisor'], peer.supervisor],
+  ];
+  return all.flatMap(([path, one], index): [Path, string][] => {
+    const other = all.slice(0, index).find(([, before]) => isSame(before, one));
+    if (other === undefined) return [];
+    const own = path[0] === 'peer' ? "this side's own " : 'also ';
+    return [[path, `${formatAddress(one)} is ${own}${other[0].join('.')}`]];
+  });
+}
+
+function isSame(one: SocketAddress, other: SocketAddress): boolean {
+  return formatAddress(one) === formatAddress(other) && !(one.type === 'inet' && one.port === 0);
 }
 
 /** What does not go together with the store or the mode: a key that has no effect would be a promise that is broken. */

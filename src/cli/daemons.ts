@@ -1,9 +1,11 @@
 /**
  * Finding the daemons that a command is about, and asking them over their control sockets.
  *
- * A daemon is found by its configuration file (`-c FILE`), or by a folder (`-d DIR`, `./data` by default) that holds
- * the configuration files of a pair (the demo's), or is itself the data folder of one daemon.
+ * A daemon is found by its configuration file (`-c FILE`), or by a folder (`-d DIR`) that holds the configuration files
+ * of a pair (the demo's), or is itself the data folder of one daemon. Where neither is said, it is the folder `./data`,
+ * and if there is none, the file `./blockstep.yaml`.
  */
+import { existsSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import type { Host } from '../host/host.ts';
@@ -15,6 +17,9 @@ import { controlSocket, folderIsHeld, readHolder } from './data-folder.ts';
 
 /** Longer than the slowest answer of a daemon that is well. */
 const statusMsMax = 5000;
+/** Where daemons are looked for if nothing is said. */
+const defaultFolder = 'data';
+const defaultConfig = 'blockstep.yaml';
 
 export interface Which {
   readonly data?: string;
@@ -45,11 +50,11 @@ export interface SilentDaemon {
 
 /** The daemons meant, at least one. Rejects with one line that says what to do. */
 export async function findDaemons(which: Which): Promise<DaemonPlace[]> {
-  const folder = which.data ?? 'data';
-  const found = which.config === undefined ? await inFolder(folder) : [await ofConfig(which.config)];
+  const found = await placesOf(which);
   if (found.length === 0) {
-    const why = `no daemon has its data in ${folder}; \`npm start\` makes a pair there, -d DIR names another folder`;
-    throw new BlockError('connection-failed', why);
+    const where = which.data ?? `${defaultFolder}, and there is no ${defaultConfig} here`;
+    const how = 'say -c FILE, the configuration of one, or -d DIR, a folder of them (`npm start` makes a pair to try)';
+    throw new BlockError('connection-failed', `no daemon has its data in ${where}; ${how}`);
   }
   const chosen = found.filter((place) => which.name === undefined || place.name === which.name);
   if (chosen.length === 0) {
@@ -57,6 +62,13 @@ export async function findDaemons(which: Which): Promise<DaemonPlace[]> {
     throw new BlockError('invalid-option', `there is no daemon named ${which.name}, only ${names}`);
   }
   return chosen;
+}
+
+async function placesOf({ config, data }: Which): Promise<DaemonPlace[]> {
+  if (config !== undefined) return [await ofConfig(config)];
+  const found = await inFolder(data ?? defaultFolder);
+  const own = found.length === 0 && data === undefined && existsSync(defaultConfig);
+  return own ? [await ofConfig(defaultConfig)] : found;
 }
 
 async function ofConfig(file: string): Promise<DaemonPlace> {
@@ -134,7 +146,10 @@ export async function chooseDaemon(
   if (chosen === undefined) {
     const said = all.map((one) => ('status' in one ? `${one.place.name} is ${one.status.role}` : one.error.message));
     const code = answering.length > 0 ? 'wrong-state' : 'connection-failed';
-    throw new BlockError(code, `no daemon answers that ${wanted}: ${said.join('; ')}`);
+    const [only, ...more] = answering;
+    const there =
+      only === undefined || more.length > 0 ? '' : `; the other side is ${only.status.peer.name}: say it there`;
+    throw new BlockError(code, `no daemon answers that ${wanted}: ${said.join('; ')}${there}`);
   }
   if (another !== undefined) {
     const names = fitting.map((one) => one.place.name).join(' and ');

@@ -50,7 +50,10 @@ function parse(argv: readonly string[]): Action {
   const asking = <Options>(name: string, does: string, run: (which: Which, options: Options) => Promise<number>) =>
     command<Which & Options>(name, does, (options) => run(options, options))
       .addOption(
-        new Option('-d, --data <dir>', 'folder of the daemon or the pair (default: "data")').conflicts('config'),
+        new Option(
+          '-d, --data <dir>',
+          'folder of the daemon or the pair (default: data, else -c blockstep.yaml)',
+        ).conflicts('config'),
       )
       .option('-c, --config <file>', 'configuration of the daemon')
       .option('--name <name>', 'the daemon of that name');

@@ -21,7 +21,19 @@ export function formatJson(all: readonly Answer[]): string {
   return JSON.stringify(entries, null, 2);
 }
 
-const headings = ['NAME', 'ROLE', 'STATE', 'STORE', 'GENERATION', 'CHECKPOINT', 'OVERLAYS', 'FORWARDED', 'LAG', 'URI'];
+const headings = [
+  'NAME',
+  'ROLE',
+  'STATE',
+  'STORE',
+  'GENERATION',
+  'CHECKPOINT',
+  'OVERLAYS',
+  'FORWARDED',
+  'LAG',
+  'PID',
+  'URI',
+];
 
 /** A row a daemon, then a line for each thing that a person should know. */
 export function formatStatus(all: readonly Answer[]): string {
@@ -41,6 +53,7 @@ function rowOf(one: DaemonStatus): string[] {
     one.space === null ? '-' : formatSize(overlayBytes(one)),
     formatSize(one.forwardedBytes),
     formatSize(one.lagBytes),
+    String(one.pid),
     one.uris.join(' '),
   ];
 }

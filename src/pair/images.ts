@@ -55,6 +55,10 @@ export async function inspectImages(host: Host, disks: readonly DiskConfig[]): P
 export async function createImages(host: Host, disks: readonly DiskConfig[]): Promise<void> {
   const folders = new Set<string>();
   for (const disk of disks) {
+    if (disk.file.startsWith('/dev/') && !disk.file.startsWith('/dev/shm/')) {
+      // An image there would be in memory.
+      throw new BlockError('file-not-found', `disk ${disk.name}: there is no device ${disk.file}`);
+    }
     const folder = folderOf(disk.file);
     await host.files.makeFolder(folder);
     const file = await host.files.open(disk.file, { access: 'write', create: 'if-missing' });

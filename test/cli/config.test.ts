@@ -56,7 +56,7 @@ test('a wrong value is told with file, line, column and what was expected', () =
   const line = lineOf('size: 10GiB');
   assert.equal(
     complaint('size: 10GiB', 'size: 10GB'),
-    `b.yaml:${line}:11: disks.0.size: expected a size such as 10GiB, got "10GB"`,
+    `b.yaml:${line}:11: disks.0.size: expected a size such as 10GiB (units: KiB, MiB, GiB, TiB), got "10GB"`,
   );
   assert.match(complaint('size: 10GiB', 'size: 1000'), /disks\.0\.size: expected a multiple of 512 bytes/);
   assert.match(complaint('size: 10GiB', 'size: 0'), /disks\.0\.size: .*not zero/);
@@ -183,6 +183,18 @@ test('contradictions between fields are told: names, disks, timeouts', () => {
   const two = 'disks:\n  - { name: disk0, size: 1GiB }\n  - name: disk0';
   assert.match(complaint(/disks:.*\n {2}- name: disk0/, two), /disks\.1\.name: "disk0" is the name of disks.0 too/);
   assert.match(complaint('peer-timeout-ms: 2500', 'peer-timeout-ms: 600'), /twice heartbeat-ms/);
+});
+
+test('an address that is said twice is told: each listener has its own, and the other side is somewhere else', () => {
+  assert.match(
+    complaint('192.168.7.1:7802', '192.168.7.1:7801'),
+    /^b\.yaml:\d+:16: listen\.replication: 192\.168\.7\.1:7801 is also listen\.supervisor$/,
+  );
+  assert.match(complaint('192.168.7.1:7801', '127.0.0.1:10809'), /listen\.supervisor: .* is also listen\.nbd\.0/);
+  assert.match(
+    complaint('192.168.7.2:7801', '192.168.7.1:7801'),
+    /peer\.supervisor: 192\.168\.7\.1:7801 is this side's own listen\.supervisor/,
+  );
 });
 
 test('pair 19: a replication address beyond loopback is refused without `insecure`', () => {

@@ -98,6 +98,17 @@ test('checkpoint with nobody there says how to start each: exit code 7', async (
   assert.match(result.stderr, /^blockstep: no daemon answers: a is not running; start it: .*; b is not running; /);
 });
 
+test('a command for the secondary that finds the primary alone says where to give it', async (t) => {
+  const folder = await pairFolder(t);
+  await fakeDaemon(t, folder, {});
+  for (const command of [['failover'], ['switch'], ['checkpoint', '--hold', '1m']]) {
+    const result = await blockstep(...command, '-c', join(folder, 'a.yaml'));
+    assert.equal(result.code, 8, result.stderr);
+    const said = 'blockstep: no daemon answers that is secondary: a is primary; the other side is b: say it there\n';
+    assert.equal(result.stderr, said);
+  }
+});
+
 test('a checkpoint is held and released on the secondary, which says where it is read', async (t) => {
   const folder = await pairFolder(t);
   const primary = await fakeDaemon(t, folder, {});

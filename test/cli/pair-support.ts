@@ -23,6 +23,10 @@ const readyMs = 60_000;
 
 export const blockstep = (...args: string[]): Promise<RunResult> => run(process.execPath, [program, ...args]);
 
+/** The same in a folder. */
+export const blockstepIn = (cwd: string, ...args: string[]): Promise<RunResult> =>
+  run(process.execPath, [program, ...args], { cwd });
+
 /** What `status --json` says of one daemon; which members are there depends on whether it answered. */
 export interface Entry {
   readonly name: string;

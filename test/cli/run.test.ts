@@ -1,12 +1,13 @@
 /** Each way in which a daemon cannot start: one clear line, and an exit code of its own. */
 import assert from 'node:assert/strict';
-import { readFile, truncate, unlink, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { mkdir, readFile, truncate, unlink, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import type { RunResult } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
-import { blockstep, TestPair } from './pair-support.ts';
+import { blockstep, blockstepIn, TestPair } from './pair-support.ts';
 
 /** A pair that was in sync once and is stopped. */
 async function stoppedPair(t: TestContext): Promise<TestPair> {
@@ -19,8 +20,8 @@ async function stoppedPair(t: TestContext): Promise<TestPair> {
 }
 
 /** The last line, which is the error: what stands before it is the log. */
-function assertFailed(result: RunResult, code: number, message: RegExp): void {
-  assert.match(result.stderr.trimEnd().split('\n').at(-1) ?? '', message);
+function assertFailed(result: RunResult, code: number, message: RegExp, from: 'stdout' | 'stderr' = 'stderr'): void {
+  assert.match(result[from].trimEnd().split('\n').at(-1) ?? '', message);
   assert.equal(result.code, code, result.stderr);
 }
 
@@ -38,6 +39,33 @@ test('nobody there: exit code 7, and a line that says what to do', async (t) => 
   const folder = await temporaryFolder(t);
   assertFailed(await blockstep('status', '-d', folder), 7, /npm start/);
   assertFailed(await blockstep('failover', '-d', join(folder, 'none')), 7, /npm start/);
+});
+
+test('without -c and -d it is ./data, or else ./blockstep.yaml', async (t) => {
+  const pair = await TestPair.make(t);
+  await pair.configure();
+  const folder = await temporaryFolder(t);
+  const status = (): Promise<RunResult> => blockstepIn(folder, 'status');
+  assertFailed(
+    await status(),
+    7,
+    /^blockstep: no daemon has its data in data, .* no blockstep\.yaml here; say -c FILE/,
+  );
+  const config = await readFile(pair.config('b'), 'utf8');
+  await writeFile(join(folder, 'blockstep.yaml'), config);
+  assertFailed(await status(), 7, /^b is not running; start it: npx blockstep run -c blockstep\.yaml$/, 'stdout');
+  await mkdir(join(folder, 'data'));
+  await writeFile(join(folder, 'data', 'c.yaml'), config.replace('name: b', 'name: c'));
+  assertFailed(await status(), 7, /^c is not running/, 'stdout');
+});
+
+test('a disk that is to be a device is not made as a file in its place', async (t) => {
+  const pair = await TestPair.make(t);
+  await pair.configure();
+  await pair.edit('a', './a/disk0.img', '/dev/blockstep-none/disk0');
+  const started = await blockstep('run', '-c', pair.config('a'));
+  assertFailed(started, 5, /^blockstep: disk disk0: there is no device \/dev\/blockstep-none\/disk0$/);
+  assert.equal(existsSync('/dev/blockstep-none'), false);
 });
 
 test('a data folder in use says by whom: exit code 3', async (t) => {

@@ -25,8 +25,8 @@ test('the table has a row a daemon, then a line for each thing to know', () => {
   assert.equal(
     text,
     [
-      'NAME  ROLE     STATE         STORE  GENERATION  CHECKPOINT  OVERLAYS  FORWARDED  LAG  URI',
-      'a     primary  copying 33 %  clean  3           -           -         1.50 KiB   0 B  nbd://127.0.0.1:1/d',
+      'NAME  ROLE     STATE         STORE  GENERATION  CHECKPOINT  OVERLAYS  FORWARDED  LAG  PID   URI',
+      'a     primary  copying 33 %  clean  3           -           -         1.50 KiB   0 B  4711  nbd://127.0.0.1:1/d',
       'b     -        no answer',
       'a: alone since 1970-01-01T00:00:00Z: what was written since may be here only',
       'a: do this',
