@@ -4,14 +4,16 @@
  *
  *     parents -> copy-before-write -> device                  old content -> target
  *
- * Invariant: parents that stand below the filter (an overlay over the device that is the target) stay where they are. A
- * backup with `sync: none` goes on until it is cancelled.
+ * Invariants: parents that stand below the filter (an overlay over the device that is the target) stay where they are.
+ * While one of both nodes is drained the background rests. A backup with `sync: none` goes on until it is cancelled.
  */
 import { belowFilter } from '../block/chain.ts';
+import { allPermissions } from '../block/child.ts';
 import { type CopiesBeforeWrite, copiesBeforeWrite } from '../block/copies-before-write.ts';
-import type { Graph } from '../block/graph-view.ts';
+import type { Graph, RootUse } from '../block/graph-view.ts';
 import { blockOperations, type OpBlock } from '../block/op-blockers.ts';
 import { BlockError } from '../util/errors.ts';
+import { type Deferred, type Done, deferred } from '../util/later.ts';
 import type { Job, JobBody, JobControl, JobManager, JobOutcome } from './job.ts';
 
 /** Arguments of `blockdev-backup`, with QMP spelling. */
@@ -65,7 +67,7 @@ export async function startBackup(graph: Graph, jobs: JobManager, how: BackupHow
   });
   if (how.internal !== true) job.keep(blocksFor(graph, how));
   try {
-    const copies = await body.open();
+    const copies = await body.open(job);
     job.start();
     return { job, copies };
   } catch (error) {
@@ -107,6 +109,11 @@ class BackupBody implements JobBody {
   private readonly how: BackupHow;
   private copies: CopiesBeforeWrite | null = null;
   private readonly length: number;
+  /** the background as a user of the filter, to be held with the others */
+  private use: RootUse | null = null;
+  private drains = 0;
+  private busy = false;
+  private quiet: Deferred | null = null;
 
   constructor(graph: Graph, how: BackupHow) {
     this.graph = graph;
@@ -115,7 +122,7 @@ class BackupBody implements JobBody {
   }
 
   /** Puts the filter above the device. Takes it back if it fails. */
-  async open(): Promise<CopiesBeforeWrite> {
+  async open(control: JobControl): Promise<CopiesBeforeWrite> {
     const { graph, how } = this;
     const filter = await graph.add({
       driver: 'copy-before-write',
@@ -129,6 +136,7 @@ class BackupBody implements JobBody {
     this.copies = copiesBeforeWrite(filter.node);
     try {
       if (this.copies === null) throw new BlockError('not-supported', 'the filter does not copy before writes');
+      if (how.sync === 'full') this.use = await this.holdBackground(control);
       await graph.insertAbove(how.device, how.filterName);
     } catch (error) {
       await this.clean('failed').catch(() => undefined);
@@ -151,6 +159,7 @@ class BackupBody implements JobBody {
     if (this.copies === null) return;
     this.copies = null;
     try {
+      await this.use?.release();
       await graph.replace(how.filterName, belowFilter(graph, how.filterName));
     } finally {
       await graph.remove(how.filterName);
@@ -162,7 +171,7 @@ class BackupBody implements JobBody {
     for (let at = 0; at < this.length; at += chunkBytes) {
       await control.pausePoint();
       const length = Math.min(chunkBytes, this.length - at);
-      const copied = (await this.copies?.saveOld(at, length)) ?? 0;
+      const copied = await this.issue(control, async () => (await this.copies?.saveOld(at, length)) ?? 0);
       control.setProgress(at + length, this.length);
       const restMs = control.speed === 0 ? 0 : (copied / control.speed) * 1000;
       if (restMs > 0) {
@@ -170,6 +179,40 @@ class BackupBody implements JobBody {
         await control.wait();
       } else await new Promise<void>((resolve) => clock.endOfTurn(resolve));
     }
-    await this.graph.find(this.how.target).node.flush();
+    await this.issue(control, async () => await this.graph.find(this.how.target).node.flush());
+  }
+
+  private holdBackground(control: JobControl): Promise<RootUse> {
+    const parent = {
+      description: `job "${this.how.jobId}"`,
+      drainBegin: (): Done => {
+        this.drains += 1;
+        if (!this.busy) return undefined;
+        this.quiet ??= deferred();
+        return this.quiet.promise;
+      },
+      drainEnd: (): void => {
+        this.drains -= 1;
+        control.wake();
+      },
+    };
+    // The filter itself reads and writes.
+    return this.graph.use(this.how.filterName, parent, { needs: 0, shares: allPermissions });
+  }
+
+  /** Does a piece of the work, unless it has to rest. @throws BlockError cancelled */
+  private async issue<T>(control: JobControl, work: () => Promise<T>): Promise<T> {
+    while (this.drains > 0) {
+      await control.wait();
+      await control.pausePoint();
+    }
+    this.busy = true;
+    try {
+      return await work();
+    } finally {
+      this.busy = false;
+      this.quiet?.resolve();
+      this.quiet = null;
+    }
   }
 }

@@ -42,6 +42,12 @@ function runOf(t: TestContext): Run {
 const write = (use: RootUse, offset: number, length: number, value: number) =>
   attempt(() => use.node.write(offset, new Uint8Array(length).fill(value), 0));
 
+const blkdebug = (name: string, bytes: number) => ({
+  driver: 'blkdebug',
+  'node-name': name,
+  image: { driver: 'memory', size: bytes },
+});
+
 test('blockdev-backup, sync full: the target is the node at the moment of the start, whatever is written meanwhile', async (t) => {
   const { add, use, content, execute, event } = runOf(t);
   await add(memoryNode('disk', size));
@@ -57,6 +63,28 @@ test('blockdev-backup, sync full: the target is the node at the moment of the st
   assert.deepEqual(await execute('query-jobs'), []);
   assert.deepEqual(((await execute('query-named-block-nodes')) as unknown[]).length, 2, 'the filter is gone');
   await user.release();
+});
+
+test('blockdev-backup, sync full: the background rests while its source or its target is drained', async (t) => {
+  const { add, execute, event, engine } = runOf(t);
+  await add(blkdebug('disk', size));
+  await add(memoryNode('target', size));
+  // The first piece is under way when the drain begins.
+  const slow = { operation: 'block-status', 'delay-ms': 20, count: 1 };
+  await engine.graph.find('disk').node.control?.({ action: 'add-fault', fault: slow });
+  await execute('blockdev-backup', { 'job-id': 'b', device: 'disk', target: 'target', sync: 'full', speed: 2 ** 20 });
+  const progress = async () =>
+    ((await execute('query-jobs')) as { 'current-progress': number }[])[0]?.['current-progress'];
+  for (const node of ['disk', 'target']) {
+    const drained = await engine.graph.drain(node);
+    const before = await progress();
+    await execute('block-job-set-speed', { device: 'b', speed: node === 'disk' ? 2 ** 21 : 0 });
+    await settleTurns(200);
+    assert.equal(await progress(), before, `${node} is drained`);
+    drained.end();
+    if (node === 'disk') while ((await progress()) === before) await settleTurns(1);
+  }
+  await event('BLOCK_JOB_COMPLETED', 'b');
 });
 
 test('blockdev-backup, sync none: old content only, until it is cancelled; it is listed and pauses', async (t) => {
@@ -165,12 +193,6 @@ test('block-commit: the first I/O error of the base ends the job, not the write;
   assert.equal(user.nodeName, 'top');
   assert.ok((await content('top')).equals(expected));
   await user.release();
-});
-
-const blkdebug = (name: string, bytes: number) => ({
-  driver: 'blkdebug',
-  'node-name': name,
-  image: { driver: 'memory', size: bytes },
 });
 
 for (const request of ['write', 'read'] as const) {
