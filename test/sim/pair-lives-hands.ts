@@ -99,7 +99,8 @@ export class PairHands {
     const daemon = pair.world.isAlive(side) ? pair.sides.get(side)?.daemon : undefined;
     if (daemon === undefined) return;
     const answered = pair.checkpoints.answered(primary);
-    const args = this.random.below(4) === 0 ? { holdMs: 100 + this.random.below(2000) } : {};
+    const holds = pair.config(side).mode === 'standby' && this.random.below(4) === 0;
+    const args = holds ? { holdMs: 100 + this.random.below(2000) } : {};
     const asked = daemon.execute('pair-checkpoint', args) as Promise<{ number: number; text: string }>;
     const looked = asked.then(
       ({ number, text }) => {
