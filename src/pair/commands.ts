@@ -228,14 +228,17 @@ function stopServing(state: PairState): Decision {
 function saveAndStop(state: PairState): Decision {
   const inStep = state.stopping?.inStep === true;
   const proof = inStep ? goingBackTo(state.proof, null) : state.proof;
+  // In lock-step the other side goes back behind that flush when it starts again.
+  const behind = inStep && state.self.lockStep ? (state.proof?.checkpoint ?? null) : null;
   return {
     state: { ...state, serving: false, stopping: { inStep, exportsClosed: true }, proof },
     plan: plan(
       'save-and-stop',
+      behind === null ? [] : [{ do: 'keep-behind' }],
       // Let go before the goodbye: the other side hangs up when it hears it, and that is no lost link.
       inStep ? [{ do: 'flush-remote', proven: true }, { do: 'set-mode', mode: 'held' }, { do: 'detach' }] : [],
       // Proof is about durable disks: what our own system's memory alone holds may be lost with its power.
-      { do: 'save-clean-stop', proof: savedProof({ ...state, proof }), equal: false, change: {} },
+      { do: 'save-clean-stop', proof: savedProof({ ...state, proof }), equal: false, behind, change: {} },
       send({ type: 'goodbye', clean: inStep }),
       inStep ? [{ do: 'await-goodbye' }] : [],
       { do: 'finish' },

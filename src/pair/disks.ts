@@ -11,8 +11,7 @@ import type { QmpTarget } from '../qmp/target.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import type { DiskConfig, PairConfig } from './config.ts';
 import { PairOverlays } from './overlays.ts';
-
-export type Range = readonly [offset: number, length: number];
+import { type Bitmaps, isEmpty, joinRanges, type Range } from './ranges.ts';
 
 const replicationServer = 'replication';
 const userServer = 'nbd';
@@ -288,8 +287,8 @@ export class PairDisks {
   }
 
   /** What is not proven to be on the other side, by disk. */
-  async bitmaps(): Promise<Record<string, Range[]>> {
-    const bitmaps: Record<string, Range[]> = {};
+  async bitmaps(): Promise<Bitmaps> {
+    const bitmaps: Bitmaps = {};
     for (const disk of this.disks) {
       const answer = await this.#run('replication-bitmap', { node: `${disk.name}-replication` });
       bitmaps[disk.name] = (answer as { 'may-differ': Range[] })['may-differ'];
@@ -334,7 +333,12 @@ export class PairDisks {
     } catch {
       return false;
     }
-    return !equal || Object.values(await this.bitmaps()).every((ranges) => ranges.length === 0);
+    return !equal || isEmpty(await this.bitmaps());
+  }
+
+  /** The other side's disks are known to be equal. */
+  async forget(): Promise<void> {
+    for (const { name } of this.disks) await this.#run('replication-forget', { node: `${name}-replication` });
   }
 
   // ------------------------------------------------------------ secondary
@@ -390,28 +394,6 @@ export class PairDisks {
   async #quietly(command: string, args: Readonly<Record<string, unknown>>): Promise<void> {
     await this.#run(command, args).catch(() => undefined);
   }
-}
-
-/** At most `most` ranges that cover these: the smallest gaps are given up first. Ranges are in order. */
-export function joinRanges(ranges: readonly Range[], most: number): [number, number][] {
-  const gaps: number[] = [];
-  for (let i = 1; i < ranges.length; i++) gaps.push(gapBefore(ranges, i));
-  const kept = gaps.sort((a, b) => b - a).slice(0, Math.max(0, most - 1));
-  const limit = ranges.length <= most ? -1 : (kept.at(-1) ?? Number.POSITIVE_INFINITY);
-  const joined: [number, number][] = [];
-  for (const [i, [offset, length]] of ranges.entries()) {
-    const last = joined.at(-1);
-    // Gaps as long as the limit may be more than are left: the count decides.
-    const apart = last === undefined || (gapBefore(ranges, i) >= limit && joined.length < most);
-    if (apart) joined.push([offset, length]);
-    else last[1] = offset + length - last[0];
-  }
-  return joined;
-}
-
-function gapBefore(ranges: readonly Range[], index: number): number {
-  const [before, after] = [ranges[index - 1], ranges[index]];
-  return before === undefined || after === undefined ? 0 : after[0] - before[0] - before[1];
 }
 
 // ---------------------------------------------------------------- addresses

@@ -71,8 +71,13 @@ export const groupRecord = z.strictObject({
   rolledBack: z.boolean().default(false),
   /** primary: since when it has, or may have, what the other side has not */
   aloneSince: wallMs.nullable(),
-  /** primary: the mark of a clean stop, with the checksum of the bitmaps that were saved beside it */
-  cleanStop: z.strictObject({ proof, bitmaps: z.string().max(32), atMs: wallMs }).nullable(),
+  /**
+   * primary: the mark of a clean stop, with the checksum of the bitmaps that were saved beside it. `equal`: they say
+   * only what changed since the other side's checkpoint; as long as it has not gone back to that, both are equal
+   */
+  cleanStop: z
+    .strictObject({ proof, bitmaps: z.string().max(32), equal: z.boolean().default(false), atMs: wallMs })
+    .nullable(),
   /** a promotion that has begun and is finished by the next start (pair.md 14) */
   promoting: z.enum(['latest', 'checkpoint']).nullable(),
   /** primary: the generation that was offered in a switchover (pair.md 15) */

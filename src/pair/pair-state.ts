@@ -244,18 +244,24 @@ export type Step =
   | { readonly do: 'stop-work' }
   /** a flush that the other side proves; `proven`: afterwards it has all that it was given */
   | { readonly do: 'flush-remote'; readonly proven: boolean }
+  /** lock-step: keeps what may differ from the other side's checkpoint, which the flush that follows forgets */
+  | { readonly do: 'keep-behind' }
+  /** the other side's disks are known to be equal */
+  | { readonly do: 'forget' }
   | { readonly do: 'flush-own' }
   | { readonly do: 'reopen-disks' }
   | { readonly do: 'send'; readonly message: Message }
   | { readonly do: 'drop-link'; readonly reason: string }
   /**
    * makes the own disks durable, saves the bitmaps, then commits the mark of a clean stop; without it where a disk
-   * cannot be made durable, or (`equal`) where the two may differ
+   * cannot be made durable, or (`equal`) where the two may differ. `behind`: if they do not, the bitmaps that are saved
+   * are those that were kept, about this checkpoint of the other side
    */
   | {
       readonly do: 'save-clean-stop';
       readonly proof: Proof | null;
       readonly equal: boolean;
+      readonly behind: number | null;
       readonly change: Partial<GroupRecord>;
     }
   /** offers this generation to the other side; whether both are equal is what the mark of a clean stop says */

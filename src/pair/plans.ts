@@ -134,6 +134,8 @@ export function canJoin(state: PairState, session: Session): boolean {
     record.generation.id === session.theirs.generation?.id &&
     record.aloneSince === null &&
     session.theirs.store === 'clean' &&
+    !session.theirs.rolledBack &&
+    (record.cleanStop?.equal === true || record.cleanStop?.bitmaps === '') &&
     !state.serving &&
     proofHolds(state, session)
   );
@@ -232,9 +234,11 @@ export function endSync(state: PairState, took: string, checkpoint: number | nul
 
 export function join(state: PairState, exports: Readonly<Record<string, string>>, session: Session): Decision {
   return {
-    state: { ...state, serving: true, refusal: null },
+    // What was kept of the other side's checkpoint is forgotten with the bitmaps.
+    state: { ...state, serving: true, refusal: null, proof: goingBackTo(state.proof, null) },
     plan: plan(
       'join',
+      state.record.cleanStop?.equal === true ? [{ do: 'forget' }] : [],
       // The saved bitmaps say what may differ; another life of the other side has lost none of the proven rest.
       { do: 'mark', what: 'unproven' },
       { do: 'attach', exports, theirs: session.theirs },
@@ -272,7 +276,7 @@ export function handOver(state: PairState, given: Given): Decision {
     plan: plan(
       'hand-over',
       { do: 'flush-remote', proven: true },
-      { do: 'save-clean-stop', proof, equal: true, change: { handingOver: offer } },
+      { do: 'save-clean-stop', proof, equal: true, behind: null, change: { handingOver: offer } },
       { do: 'set-mode', mode: 'held' },
       { do: 'detach' },
       { do: 'offer', generation: offer },

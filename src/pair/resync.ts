@@ -10,8 +10,9 @@ import type { QmpEvent, QmpTarget } from '../qmp/target.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import { type Deferred, deferred } from '../util/later.ts';
 import type { DiskConfig } from './config.ts';
-import type { PairDisks, Range } from './disks.ts';
+import type { PairDisks } from './disks.ts';
 import type { Message, MessageOf } from './messages.ts';
+import type { Range } from './ranges.ts';
 
 /** bytes of one request for checksums */
 export const compareChunkBytes = 16 * 2 ** 20;

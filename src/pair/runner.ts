@@ -13,6 +13,7 @@ import type { GroupFile, GroupRecord } from './generation.ts';
 import type { PeerLink } from './link.ts';
 import { type Hello, rangesMax } from './messages.ts';
 import type { Differences, PairEvent, PairState, Plan, Step } from './pair-state.ts';
+import { type Bitmaps, isEmpty } from './ranges.ts';
 import type { SyncWork } from './resync.ts';
 import { saveBitmaps } from './saved-bitmaps.ts';
 
@@ -51,6 +52,8 @@ export class PairRunner {
   #exports: Readonly<Record<string, string>> = {};
   /** what is known of the difference to the side whose target this one is */
   #differences: Differences | null = null;
+  /** what may differ from the other side's checkpoint */
+  #behind: Bitmaps | null = null;
   /** resolves when the plan that runs is replaced */
   #replaced = deferred();
 
@@ -138,7 +141,7 @@ export class PairRunner {
   }
 
   async #step(step: Step): Promise<unknown> {
-    const { disks, work, group, host, config, link, dispatch } = this.#parts;
+    const { disks, work, group, link, dispatch } = this.#parts;
     const { overlays } = disks;
     switch (step.do) {
       case 'commit':
@@ -224,12 +227,13 @@ export class PairRunner {
         // What the failed flush lost must be sent again: for the other side this is another life.
         this.#instance = this.#parts.newInstance();
         return disks.reopenDisks();
-      case 'save-clean-stop': {
-        const proof = (await disks.proves(step.equal)) ? step.proof : null;
-        const bitmaps = proof === null ? '' : await saveBitmaps(host, config.dataFolder, await disks.bitmaps());
-        const cleanStop = proof === null ? null : { proof, bitmaps, atMs: host.clock.wall() };
-        return this.#commit({ ...step.change, cleanStop });
-      }
+      case 'keep-behind':
+        this.#behind = await disks.bitmaps();
+        return;
+      case 'forget':
+        return disks.forget();
+      case 'save-clean-stop':
+        return this.#saveCleanStop(step);
       case 'offer': {
         const equal = this.#parts.state().record.cleanStop === null ? { equal: false } : {};
         return link.send({ type: 'hand-over', generation: step.generation, ...equal });
@@ -253,6 +257,17 @@ export class PairRunner {
     const record = { ...state().record, ...change };
     await group.commit(record);
     dispatch({ type: 'committed', record, sequence: group.sequence });
+  }
+
+  async #saveCleanStop({ proof, equal, behind, change }: Extract<Step, { do: 'save-clean-stop' }>): Promise<void> {
+    const { disks, host, config } = this.#parts;
+    if (proof === null || !(await disks.proves(equal))) return this.#commit({ ...change, cleanStop: null });
+    const missing = await disks.bitmaps();
+    const kept = behind !== null && isEmpty(missing) ? this.#behind : null;
+    const bitmaps = await saveBitmaps(host, config.dataFolder, kept ?? missing);
+    const saved = kept === null ? proof : { ...proof, checkpoint: behind };
+    const cleanStop = { proof: saved, bitmaps, equal: kept !== null, atMs: host.clock.wall() };
+    await this.#commit({ ...change, cleanStop });
   }
 
   #beginCloseExports(): void {

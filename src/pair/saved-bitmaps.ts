@@ -5,18 +5,17 @@
 import { z } from 'zod';
 import type { Host } from '../host/host.ts';
 import { loadHash64 } from '../util/xxhash.ts';
-import type { Range } from './disks.ts';
+import { type Bitmaps, isEmpty } from './ranges.ts';
 
 const fileName = 'may-differ.json';
 /** bytes; 64 disks with 65536 ranges each stay below it */
 const fileBytesMax = 256 * 2 ** 20;
 
 const bitmapsSchema = z.record(z.string(), z.array(z.tuple([z.int().min(0), z.int().min(1)])));
-export type Bitmaps = Record<string, Range[]>;
 
 /** Saves them durably. @returns the mark for the group file; empty: nothing differs, and nothing was written */
 export async function saveBitmaps(host: Host, folder: string, bitmaps: Bitmaps): Promise<string> {
-  if (Object.values(bitmaps).every((ranges) => ranges.length === 0)) return '';
+  if (isEmpty(bitmaps)) return '';
   const bytes = new TextEncoder().encode(JSON.stringify(bitmaps));
   const path = `${folder}/${fileName}`;
   await host.files.remove(`${path}.new`);

@@ -96,7 +96,8 @@ test('pair 13: a primary that starts serves only after the other side agreed, in
 
 test('pair 12: with the proof of a clean stop it connects, lifts the mark durably, and then opens its exports', () => {
   const proof = { peers: [idOf(1)], instance: 'i0', checkpoint: null };
-  const waiting = stateIn('waiting', { session: asked, proof });
+  const cleanStop = { proof, bitmaps: '', equal: false, atMs: 0 };
+  const waiting = stateIn('waiting', { session: asked, proof }, { cleanStop });
   const asks = on(waiting, { type: 'message', message: { type: 'target', differs: null } });
   assert.equal(asks.state.phase, 'joining');
   const decision = on(asks.state, {

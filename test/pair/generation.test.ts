@@ -154,7 +154,12 @@ test('the largest group fits in its block', () => {
     ancestors: ids,
     refused: ids.slice(0, 4),
     peer: { name: 'p'.repeat(63), generation: { id: idOf(5), number: 1e9 } },
-    cleanStop: { proof: { peers: ids.slice(0, 4), instance: idOf(1), checkpoint: 1e9 }, bitmaps: idOf(2), atMs: 1e13 },
+    cleanStop: {
+      proof: { peers: ids.slice(0, 4), instance: idOf(1), checkpoint: 1e9 },
+      bitmaps: idOf(2),
+      equal: false,
+      atMs: 1e13,
+    },
     handingOver: { id: idOf(9), number: 1e9 },
     splitBrain: { sinceMs: 1e13, other: idOf(1) },
     latest: { asOfMs: 1e13, goodbye: false },

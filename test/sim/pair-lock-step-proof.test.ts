@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { paired as inStep, verify } from './pair-scenes.ts';
-import type { PairWorld } from './pair-world.ts';
+import { otherSide, type PairWorld } from './pair-world.ts';
 
 const paired = (seed: number): Promise<PairWorld> =>
   inStep(seed, { config: { store: 'overlays', mode: 'lock-step', acknowledge: 'local', checkpointMs: null } });
@@ -19,17 +19,66 @@ async function writeBeyond(pair: PairWorld): Promise<number> {
   return version;
 }
 
-test('pair 12: lock-step, both stopped cleanly: a secondary that goes back gets what the checkpoint lacks', async () => {
-  const pair = await paired(1);
-  await writeBeyond(pair);
+/** Both are stopped cleanly, alpha first. */
+async function stopBoth(pair: PairWorld): Promise<void> {
   await pair.stop('alpha');
   await pair.until(() => pair.phase('beta') === 'detached');
   await pair.stop('beta');
-  await pair.start('beta');
+  pair.log.length = 0;
+}
+
+const compared = (pair: PairWorld): boolean => pair.log.some((line) => /comparing/.test(line));
+
+for (const first of ['alpha', 'beta'] as const) {
+  test(`pair 12: lock-step, both stopped cleanly, ${first} starts first: beta goes back, and gets what it lacks`, async () => {
+    const pair = await paired(1);
+    await writeBeyond(pair);
+    await stopBoth(pair);
+    await pair.start(first);
+    await pair.world.runFor(1000);
+    await pair.start(otherSide(first));
+    await pair.inStep();
+    assert.ok(!compared(pair), 'alpha knows what it wrote since that checkpoint');
+    pair.assertEqual();
+    await verify(pair, 'alpha');
+  });
+}
+
+test('pair 12: lock-step: what a clean stop has kept of a checkpoint counts for nothing once both went on', async () => {
+  const pair = await paired(5);
+  await writeBeyond(pair);
+  await pair.stop('alpha');
+  pair.log.length = 0;
   await pair.start('alpha');
+  await pair.inStep();
+  assert.ok(
+    pair.log.some((line) => /alpha: joining -> in-step/.test(line)),
+    'beta has not gone back: both are equal',
+  );
+  const user = await pair.connect('alpha');
+  await pair.world.complete(user.write(5));
+  await pair.world.complete(user.flush());
+  pair.kill('beta');
+  await pair.start('beta');
   await pair.inStep();
   pair.assertEqual();
   await verify(pair, 'alpha');
+});
+
+test('pair 16: lock-step, both stopped cleanly, a failover to what beta went back to: alpha becomes it', async () => {
+  const pair = await paired(6);
+  const version = await writeBeyond(pair);
+  await stopBoth(pair);
+  await pair.start('beta');
+  await pair.until(() => pair.phase('beta') === 'detached');
+  await pair.command('beta', 'pair-failover');
+  await pair.until(() => pair.phase('beta') === 'alone');
+  await pair.start('alpha');
+  await pair.inStep();
+  assert.ok(!compared(pair), 'alpha knows what it wrote since that checkpoint');
+  pair.assertEqual();
+  const late = await pair.connect('beta');
+  assert.deepEqual(await pair.world.complete(late.read(1)), [version]);
 });
 
 /** Alpha has handed over durably, and beta was killed before it had taken it. */

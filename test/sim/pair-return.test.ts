@@ -1,7 +1,7 @@
 /** How an old primary returns after a failover: what both sides' bitmaps know is enough (pair.md 12, 16). */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { joinRanges } from '../../src/pair/disks.ts';
+import { joinRanges } from '../../src/pair/ranges.ts';
 import { paired as inStep, writeSome } from './pair-scenes.ts';
 import { type PairWorld, sideNames } from './pair-world.ts';
 
