@@ -85,18 +85,31 @@ export function findTop(graph: Graph, devices: Devices, topId: string, filter: s
   return nodeName;
 }
 
-/** The job that keeps the old content of the secondary disk in the hidden disk. */
-export function startKeeping(graph: Graph, jobs: JobManager, filter: string, parts: SecondaryParts): Promise<Backup> {
-  return startBackup(graph, jobs, {
+/**
+ * The job that keeps the old content of the secondary disk in the hidden disk. Whoever used the disk stands on its
+ * filter from now on: what is kept away from the one is kept away from the other.
+ */
+export async function startKeeping(
+  graph: Graph,
+  jobs: JobManager,
+  filter: string,
+  parts: SecondaryParts,
+  reason: string,
+): Promise<Backup> {
+  const filterName = `copy-before-write-${filter}`.slice(0, 255);
+  const backup = await startBackup(graph, jobs, {
     jobId: `#replication-${filter}`,
     device: parts.secondary,
     target: parts.hidden,
     sync: 'none',
-    filterName: `copy-before-write-${filter}`.slice(0, 255),
+    filterName,
     granularity: parts.granularity,
     durable: parts.durable,
     internal: true,
   });
+  // The block goes with the node.
+  graph.blockers.block(filterName, blockOperations, reason);
+  return backup;
 }
 
 function checkEmptiable({ node, nodeName }: NodeInfo): void {

@@ -186,7 +186,7 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
     const reason = `replication '${this.nodeName}' is running`;
     this.topBlock = graph.blockers.block(top, blockOperations, reason);
     await this.disks.hold(parts, reason);
-    await this.startCopying(parts);
+    await this.startCopying(parts, reason);
     return parts;
   }
 
@@ -204,11 +204,11 @@ export class SecondaryFilter implements DriverNode, ReplicationMember {
    * What was kept over a restart is old content already (record-log.md 9). Writers are held until the job knows of it:
    * else it would copy the content of now over that of the checkpoint.
    */
-  private async startCopying(parts: SecondaryParts): Promise<void> {
+  private async startCopying(parts: SecondaryParts, reason: string): Promise<void> {
     const { graph, jobs } = this.services;
     const drained = await graph.drain(parts.secondary);
     try {
-      const copying = await startKeeping(graph, jobs, this.nodeName, parts);
+      const copying = await startKeeping(graph, jobs, this.nodeName, parts, reason);
       this.copying = copying;
       void copying.job.concluded.then(() => this.inTurn(() => this.copyingEnded(copying)).catch(() => undefined));
       if (parts.ofGroup) await markKept(graph, parts, copying.copies);

@@ -232,7 +232,7 @@ export class ExportList implements Devices {
         ? []
         : {
             id: add.id,
-            nodeName: add.nodeName,
+            nodeName: exported.nodeName,
             name,
             server: server.name,
             writable: add.writable ?? false,
@@ -248,7 +248,7 @@ export class ExportList implements Devices {
   nodeOf(device: string): string | null {
     const entries = [...this.#entries.values()];
     const found = this.#entries.get(device) ?? entries.find(({ name }) => name === device);
-    return found?.add.nodeName ?? null;
+    return found?.export?.nodeName ?? null;
   }
 
   servers(): ServerInfo[] {
@@ -302,7 +302,7 @@ export class ExportList implements Devices {
   #tellStop(add: ExportAdd, error: BlockError): void {
     this.#emit('BLOCK_IO_ERROR', {
       id: add.id,
-      'node-name': add.nodeName,
+      'node-name': this.nodeOf(add.id) ?? add.nodeName,
       operation: 'write',
       action: 'stop',
       nospace: error.code === 'no-space',

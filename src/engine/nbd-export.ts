@@ -47,7 +47,6 @@ export class NbdExport implements NbdServerExport {
   readonly id: string;
   readonly name: string;
   readonly description: string;
-  readonly nodeName: string;
   readonly readOnly: boolean;
   readonly multiConn: boolean;
   readonly ordered: boolean;
@@ -64,7 +63,6 @@ export class NbdExport implements NbdServerExport {
     this.id = options.id;
     this.name = options.name;
     this.description = options.description ?? '';
-    this.nodeName = options.nodeName;
     this.readOnly = !options.writable;
     this.ordered = options.ordered ?? false;
     this.multiConn = options.multiConn ?? !this.ordered;
@@ -99,6 +97,11 @@ export class NbdExport implements NbdServerExport {
     const needs = permissionBits['consistent-read'] | (options.writable ? permissionBits.write : 0);
     const use = await options.graph.use(options.nodeName, parent, { needs, shares: shared });
     return new NbdExport(options, new NodeBackend(use, options.writethrough === true), parent);
+  }
+
+  /** The node below it now: a job may have put a filter there, or another node. */
+  get nodeName(): string {
+    return this.#root.nodeName;
   }
 
   /** Why its writes wait; null: they do not. */
@@ -172,6 +175,10 @@ class NodeBackend implements NbdBackend {
   constructor(use: RootUse, writethrough: boolean) {
     this.#use = use;
     this.#writethrough = writethrough ? writeFlags.fua : writeFlags.none;
+  }
+
+  get nodeName(): string {
+    return this.#use.nodeName;
   }
 
   get length(): number {

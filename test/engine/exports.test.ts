@@ -5,6 +5,7 @@ import { type TestContext, test } from 'node:test';
 import { createHost, type SocketAddress } from '../../src/host/index.ts';
 import { NbdClient } from '../../src/nbd/client.ts';
 import type { BlockError } from '../../src/util/errors.ts';
+import { until } from '../qmp/fake-target.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { type CheckedEngine, checkedEngine, memoryNode } from './checked.ts';
 
@@ -125,6 +126,24 @@ test('a refused name is not listed, its clients are told why, and it is taken ba
   await assert.rejects(execute('nbd-export-refuse', { name: 'm', reason: 'x', server: 'absent' }), {
     code: 'wrong-state',
   });
+});
+
+test('an export, and what is asked by its name, is of the node that stands below it now', async (t) => {
+  const { execute, events } = await served(t);
+  await execute('blockdev-add', memoryNode('n'));
+  await execute('block-export-add', nbdExport('e', { writable: true }));
+  await execute('blockdev-mirror', { 'job-id': 'j', device: 'm', target: 'n', sync: 'full' });
+  const names = async () => {
+    const [row] = (await execute('query-block-exports')) as Row[];
+    const [block] = (await execute('query-block')) as { inserted: Row }[];
+    return [row?.['node-name'], block?.inserted['node-name']];
+  };
+  assert.deepEqual(await names(), ['mirror-top-j', 'mirror-top-j']);
+  await until(() => events.some(({ event }) => event === 'BLOCK_JOB_READY'));
+  await execute('job-complete', { id: 'j' });
+  await until(() => events.some(({ event }) => event === 'BLOCK_JOB_COMPLETED'));
+  await execute('blockdev-del', { 'node-name': 'm' });
+  assert.deepEqual(await names(), ['n', 'n']);
 });
 
 test('two servers have exports of the same name, each its own', async (t) => {
