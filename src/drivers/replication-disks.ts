@@ -59,8 +59,14 @@ export function findParts(graph: Graph, filter: string, active: string): Seconda
   if (new Set(lengths).size !== 1 || !lengths.every(Number.isSafeInteger)) {
     throw new BlockError('invalid-option', `active, hidden and secondary disk differ in length: ${lengths.join(', ')}`);
   }
-  for (const name of [active, hidden.nodeName]) checkEmptiable(throughFilters(graph, name));
+  const upper = throughFilters(graph, active);
   const overlay = throughFilters(graph, hidden.nodeName);
+  for (const one of [upper, overlay]) checkEmptiable(one);
+  // A crash between the two emptyings would leave the one at another checkpoint than the other.
+  if ((epochal(upper.node) === null) !== (epochal(overlay.node) === null)) {
+    const text = `'${active}' and '${hidden.nodeName}' need the epoch of a group both, or neither`;
+    throw new BlockError('invalid-option', text);
+  }
   const { granularity, sync } = overlay.options;
   return {
     active,

@@ -84,6 +84,12 @@ test('replication-filter, start: active and hidden must be such as can be emptie
   await startFails(side, /has no backing/);
 });
 
+test('record-log 8, start: active and hidden have the epoch of a group both, or neither: else a crash parts them', async (t) => {
+  const text = /'d-active' and 'd-hidden' need the epoch of a group both, or neither/;
+  await startFails(await sideOf(t, { hidden: { epoch: 1 } }), text);
+  await startFails(await sideOf(t, { active: { epoch: 1 } }), text);
+});
+
 test('replication-filter, start: top-id names a root that has the filter in its tree; a device of that name first', async (t) => {
   const side = await sideOf(t, { filter: { 'top-id': 'nobody' } });
   await startFails(side, /no node 'nobody'/);
