@@ -12,6 +12,7 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { until } from '../qmp/fake-target.ts';
 import { run } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { requireTools } from '../support/tools.ts';
@@ -35,6 +36,52 @@ const qemuIo = (uri: string, ...commands: string[]): Promise<string> =>
 
 const file = (filename: string) => ({ driver: 'file', filename });
 
+/**
+ * A secondary on the disk NAME.img, not started yet. Its top is a quorum, so that it can replicate on after a failover.
+ */
+async function prepareSecondary(side: Peer, folder: string, name: string): Promise<void> {
+  const { run: give, vendor } = side;
+  const disk = name === badDisk ? { driver: 'blkdebug', 'inject-error': [badSector] } : { driver: 'raw' };
+  const child = { [name === badDisk ? 'image' : 'file']: file(`${name}.img`) };
+  await give('blockdev-add', { ...disk, ...child, 'node-name': 'secondary' });
+  for (const [node, backing] of [
+    ['hidden', 'secondary'],
+    ['active', 'hidden'],
+  ] as const) {
+    const image = join(folder, `${name}-${node}.overlay`);
+    if (vendor === 'blockstep') await writeFile(image, '');
+    else await good('qemu-img', 'create', '-q', '-f', 'qcow2', image, String(size));
+    const driver = vendor === 'blockstep' ? 'shadow' : 'qcow2';
+    await give('blockdev-add', { driver, 'node-name': node, file: file(image), backing });
+  }
+  const mode = { mode: 'secondary', 'top-id': 'disk' };
+  await give('blockdev-add', { driver: 'replication', 'node-name': 'top', file: 'active', ...mode });
+  await give('blockdev-add', { ...quorum, 'node-name': 'disk', children: ['top'] });
+  await side.startServer();
+  const writable = { type: 'nbd', writable: true };
+  await give('block-export-add', { ...writable, id: 'incoming', 'node-name': 'secondary', name: 'incoming' });
+  await give('block-export-add', { ...writable, id: 'view', 'node-name': 'disk', name: 'view' });
+}
+
+/** A disk of this name cannot be written in the sector at 1 MiB. */
+const badDisk = 'bad';
+const badSector = { event: 'none', iotype: 'write', sector: 2048, errno: 5, once: false };
+
+/** Gives a side's quorum one more child, which replicates to another side, as a manager of COLO does it. */
+async function forward(from: Peer, to: Peer, name: string): Promise<void> {
+  const filter = { driver: 'replication', 'node-name': name, mode: 'primary', file: incomingOf(to) };
+  await from.run('blockdev-add', filter);
+  await from.run('x-blockdev-change', { parent: 'disk', node: name });
+}
+
+const quorum = { driver: 'quorum', 'read-pattern': 'fifo', 'vote-threshold': 1 };
+
+const incomingOf = ({ nbdSocket: path }: Peer) => ({
+  driver: 'nbd',
+  export: 'incoming',
+  server: { type: 'unix', path },
+});
+
 class Scene {
   readonly folder: string;
   readonly primary: Peer;
@@ -48,61 +95,40 @@ class Scene {
   }
 
   /** Two disks of the same random bytes, and replication running. */
-  static async start(t: TestContext, primaryVendor: Vendor, secondaryVendor: Vendor): Promise<Scene> {
+  static async start(
+    t: TestContext,
+    primaryVendor: Vendor,
+    secondaryVendor: Vendor,
+    disk = 'secondary',
+  ): Promise<Scene> {
     const folder = await temporaryFolder(t);
     const content = randomBytes(size);
     content.fill(0, MiB, 2 * MiB);
     await writeFile(join(folder, 'primary.img'), content);
-    await writeFile(join(folder, 'secondary.img'), content);
+    await writeFile(join(folder, `${disk}.img`), content);
     const [primary, secondary] = await Promise.all([
       peer(t, primaryVendor, folder, 'p'),
       peer(t, secondaryVendor, folder, 's'),
     ]);
     const scene = new Scene(folder, primary, secondary);
-    await scene.#startSecondary();
+    await scene.#startSecondary(disk);
     await scene.#startPrimary();
     return scene;
   }
 
-  async #startSecondary(): Promise<void> {
-    const { run: give, vendor, startServer } = this.secondary;
-    await give('blockdev-add', { driver: 'raw', 'node-name': 'secondary', file: file('secondary.img') });
-    for (const [name, backing] of [
-      ['hidden', 'secondary'],
-      ['active', 'hidden'],
-    ] as const) {
-      const image = join(this.folder, `${name}.overlay`);
-      if (vendor === 'blockstep') await writeFile(image, '');
-      else await good('qemu-img', 'create', '-q', '-f', 'qcow2', image, String(size));
-      const driver = vendor === 'blockstep' ? 'shadow' : 'qcow2';
-      await give('blockdev-add', { driver, 'node-name': name, file: file(image), backing });
-    }
-    const mode = { mode: 'secondary', 'top-id': 'top' };
-    await give('blockdev-add', { driver: 'replication', 'node-name': 'top', file: 'active', ...mode });
-    await startServer();
-    const writable = { type: 'nbd', writable: true };
-    await give('block-export-add', { ...writable, id: 'incoming', 'node-name': 'secondary', name: 'incoming' });
-    await give('xen-set-replication', { enable: true, primary: false });
-    await give('block-export-add', { ...writable, id: 'view', 'node-name': 'top', name: 'view' });
+  async #startSecondary(disk: string): Promise<void> {
+    await prepareSecondary(this.secondary, this.folder, disk);
+    await this.secondary.run('xen-set-replication', { enable: true, primary: false });
   }
 
   async #startPrimary(): Promise<void> {
     const { run: give, startServer } = this.primary;
     await give('blockdev-add', { driver: 'raw', 'node-name': 'local', file: file('primary.img') });
-    const quorum = { driver: 'quorum', 'read-pattern': 'fifo', 'vote-threshold': 1 };
     await give('blockdev-add', { ...quorum, 'node-name': 'disk', children: ['local'] });
-    await this.connect('forward');
+    await forward(this.primary, this.secondary, 'forward');
     await startServer();
     await give('block-export-add', { type: 'nbd', id: 'disk', 'node-name': 'disk', name: 'disk', writable: true });
     await give('xen-set-replication', { enable: true, primary: true });
-  }
-
-  /** Gives the quorum its second child, as a manager of COLO does it. */
-  async connect(name: string): Promise<void> {
-    const remote = { driver: 'nbd', export: 'incoming', server: { type: 'unix', path: this.secondary.nbdSocket } };
-    const filter = { driver: 'replication', 'node-name': name, mode: 'primary', file: remote };
-    await this.primary.run('blockdev-add', filter);
-    await this.primary.run('x-blockdev-change', { parent: 'disk', node: name });
   }
 
   get disk(): string {
@@ -237,6 +263,41 @@ for (const [primary, secondary] of pairs) {
     assertEqualBytes(await readFile(join(scene.folder, 'secondary.img')), expected, 'the image');
   });
 
+  test(`${words}: after a failover it is mirrored to a new secondary, and replicates to that one`, async (t) => {
+    const scene = await Scene.start(t, primary, secondary);
+    await qemuIo(scene.disk, 'write -P 1 0 1M');
+    await scene.checkpoint();
+    scene.primary.daemon.kill('SIGKILL');
+    await scene.failOver();
+    await scene.untilMerged();
+    const promoted = scene.secondary;
+    const third = await peer(t, primary, scene.folder, 't');
+    await writeFile(join(scene.folder, 'third.img'), Buffer.alloc(size, 0xee));
+    await prepareSecondary(third, scene.folder, 'third');
+    await promoted.run('blockdev-add', { ...incomingOf(third), 'node-name': 'sync' });
+    await promoted.run('blockdev-mirror', { 'job-id': 'sync', device: 'disk', target: 'sync', sync: 'full' });
+    await qemuIo(scene.view, 'write -P 2 512k 64k', 'write -z 2M 64k');
+    await until(() => promoted.events.some(({ event }) => event === 'BLOCK_JOB_READY'));
+    await qemuIo(scene.view, 'write -P 3 600k 64k');
+    await promoted.run('block-job-cancel', { device: 'sync' });
+    await until(() => promoted.events.some(({ event }) => event === 'BLOCK_JOB_COMPLETED'));
+    await promoted.run('blockdev-del', { 'node-name': 'sync' });
+    await third.run('xen-set-replication', { enable: true, primary: false });
+    await forward(promoted, third, 'forward2');
+    await promoted.run('xen-set-replication', { enable: true, primary: true });
+    const before = await scene.bytesOf(scene.view);
+    await qemuIo(scene.view, 'write -P 4 3M 64k', 'write -z 0 64k', 'flush');
+    const after = await scene.bytesOf(scene.view);
+    assertEqualBytes(await scene.bytesOf(third.uri('incoming')), after, 'the new secondary disk');
+    assertEqualBytes(await scene.bytesOf(third.uri('view')), before, 'its view before a checkpoint');
+    for (const side of [promoted, third]) await side.run('xen-colo-do-checkpoint');
+    assertEqualBytes(await scene.bytesOf(third.uri('view')), after, 'its view after a checkpoint');
+    for (const side of [promoted, third]) {
+      await side.run('quit');
+      assert.equal(await side.daemon.exited, 0);
+    }
+  });
+
   test(`${words}: the loss of the secondary is told to the manager, not to the user, who goes on`, async (t) => {
     const scene = await Scene.start(t, primary, secondary);
     await qemuIo(scene.disk, 'write -P 1 0 64k');
@@ -252,6 +313,20 @@ for (const [primary, secondary] of pairs) {
     await qemuIo(scene.disk, 'write -P 3 0 64k', 'flush', 'read -P 3 0 64k');
     await scene.primary.run('quit');
     assert.equal(await scene.primary.daemon.exited, 0);
+  });
+
+  test(`${words}: a write that the secondary’s disk fails is told to the manager; later ones arrive`, async (t) => {
+    const scene = await Scene.start(t, primary, secondary, badDisk);
+    const first = await scene.bytesOf(scene.view);
+    await qemuIo(scene.disk, 'write -P 1 1M 4k');
+    const { error } = (await scene.primary.run('query-xen-replication-status')) as { error: boolean };
+    assert.equal(error, true);
+    assert.deepEqual(await scene.secondary.run('query-xen-replication-status'), { error: false });
+    await qemuIo(scene.disk, 'write -P 2 3M 4k');
+    const expected = Buffer.from(first);
+    expected.fill(2, 3 * MiB, 3 * MiB + 4096);
+    assertEqualBytes(await scene.bytesOf(scene.incoming), expected, 'the secondary disk');
+    assertEqualBytes(await scene.bytesOf(scene.view), first, 'the view');
   });
 
   test(`${words}: a stop leaves disk and view as they are; a process that ends while it runs ends well`, async (t) => {
