@@ -19,6 +19,8 @@ import type { HostListener, HostNetwork, HostStream, SocketAddress, StreamReceiv
 const connectTimeoutMs = 5000;
 /** After `end`, how long the other side may take to close before the socket is destroyed. */
 const lingerMs = 1000;
+/** After the other side's end, how long it may take to read what is pending: nobody else looks after it then. */
+const lastReadMs = 30_000;
 /** A TCP peer that vanished without a word is probed after this long without traffic. */
 const keepAliveMs = 30_000;
 /**
@@ -195,10 +197,7 @@ class NodeStream implements HostStream {
     this.#ending = true;
     this.#discard();
     // The linger counts from the end of what is pending, however slowly the other side takes that.
-    this.#socket.end(() => {
-      const timer = setTimeout(() => this.#socket.destroy(), lingerMs).unref();
-      this.#socket.once('close', () => clearTimeout(timer));
-    });
+    this.#socket.end(() => this.#destroyAfter(lingerMs));
   }
 
   destroy(): void {
@@ -277,7 +276,13 @@ class NodeStream implements HostStream {
     }
     this.#over(null);
     this.#ending = true;
+    this.#destroyAfter(lastReadMs);
     this.#socket.end(() => this.#socket.destroy());
+  }
+
+  #destroyAfter(ms: number): void {
+    const timer = setTimeout(() => this.#socket.destroy(), ms).unref();
+    this.#socket.once('close', () => clearTimeout(timer));
   }
 
   #over(outcome: Error | null): void {

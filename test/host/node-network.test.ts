@@ -167,6 +167,25 @@ test('a peer that only closes its half gets what is pending and what is sent in 
   assert.equal(all.subarray(data.length).toString(), 'bye');
 });
 
+test('a peer that closes its half and reads nothing of what is pending is let go in the end', async (t) => {
+  const { stream, peer } = await accepted(t);
+  const inbox = new Inbox();
+  stream.start(inbox);
+  let taken = false;
+  void stream.send(pattern(20_000_000, 3))?.then(() => {
+    taken = true;
+  });
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  peer.end('last words');
+  while (inbox.ends.length === 0) await immediates(1);
+  t.mock.timers.tick(29_999);
+  await immediates(20);
+  assert.equal(taken, false);
+  t.mock.timers.tick(1);
+  await immediates(20);
+  assert.ok(taken, 'the socket is gone, and with it what it held');
+});
+
 test('end waits for a peer that takes its time, longer than it lingers after that', async (t) => {
   const { stream, peer } = await accepted(t);
   const data = pattern(30_000_000, 3);
@@ -209,4 +228,8 @@ async function accepted(t: { after(call: () => unknown): void }): Promise<{ stre
 /** So many turns of the event loop, a little apart. */
 async function turns(count: number): Promise<void> {
   for (let i = 0; i < count; i++) await new Promise((resolve) => setTimeout(resolve, 2));
+}
+
+async function immediates(count: number): Promise<void> {
+  for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve));
 }
