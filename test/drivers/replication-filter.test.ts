@@ -44,6 +44,7 @@ test('replication-filter: a failed forward is recorded, its writer has success, 
   remote.failing.set('write', ioError);
   assert.equal(watch(() => use.node.write(0, bytes(512, 1), 0)).error, null);
   assert.throws(() => world.group.getError(), { message: 'the other side failed' });
+  assert.equal(world.group.info()[0]?.['missing-bytes'], 65_536, 'pair 4: the other side does not have it');
   // Asking and checkpoints keep it.
   await world.group.checkpoint();
   assert.throws(() => world.group.getError(), { message: 'the other side failed' });
@@ -151,6 +152,30 @@ test('pair 2: the window is bounded, a full one holds the writer back, in order'
   }
   assert.ok(writes.every(({ done }) => done));
   for (let i = 0; i < 5; i += 1) assert.equal(remote.content[i * 4096], i + 1);
+});
+
+test('pair 2: who stands in line is not overtaken by a smaller write for which there is room', async () => {
+  const world = new ReplicationWorld();
+  const { use, remote } = await world.recordFilter(mib, { acknowledge: 'flush', 'window-bytes': 8192 });
+  await world.group.start('primary');
+  remote.mode = 'by-hand';
+  watch(() => use.node.write(65_536, bytes(4096, 1), 0));
+  const large = watch(() => use.node.write(0, bytes(8192, 2), 0));
+  const small = watch(() => use.node.write(0, bytes(4096, 3), 0));
+  assert.deepEqual([large.done, small.done], [false, false]);
+  for (let i = 0; i < 3; i += 1) {
+    remote.answerAll();
+    await settleTurns();
+  }
+  assert.deepEqual(
+    remote.log.map(({ offset, length }) => [offset, length]),
+    [
+      [65_536, 4096],
+      [0, 8192],
+      [0, 4096],
+    ],
+  );
+  assert.ok(small.done);
 });
 
 test('pair 2: a write too large for the window borrows its bytes and is answered only when the child has it', async () => {

@@ -26,6 +26,7 @@ const modeTable = [
   { mode: 'alone', write: 'done', flush: 'done', forwards: '', missing: block },
   { mode: 'syncing', write: 'done', flush: 'done', forwards: 'write', missing: 0 },
   { mode: 'in-sync', write: 'done', flush: 'done', forwards: 'write,flush', missing: 0 },
+  { mode: 'barrier', write: 'waits', flush: 'done', forwards: 'flush', missing: 0 },
   { mode: 'refusing', write: 'EBUSY', flush: 'EBUSY', forwards: '', missing: block },
 ] as const;
 
