@@ -46,7 +46,7 @@ export function beginWanted(decision: Decision): Decision {
     plan: plan(
       'checkpoint',
       lockStep ? [{ do: 'set-mode', mode: 'barrier' }] : [],
-      { do: 'flush-remote', proven: false },
+      { do: 'flush-remote', proven: false, bounded: false },
       send({ type: 'checkpoint', request, asked: state.askedThere }),
       { do: 'await-checkpoint' },
       endBarrier(begun),

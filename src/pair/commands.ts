@@ -72,6 +72,15 @@ const askSwitch = (state: PairState, command: 'failover' | 'switch'): Decision =
   now: [send({ type: 'switch-request' })],
 });
 
+/** A primary whose disk hangs never hands over: it is stopped without waiting for its users' requests. */
+function insteadOfSwitch(state: PairState, command: Failover): Decision {
+  const next = goingTo(state, command);
+  const reason = refusal(next, true);
+  if (reason !== null) return reply(state, 'failover', reason);
+  const told = state.pending === 'switch' ? [answer('switch', 'a forced failover came instead')] : [];
+  return { state: pending(next, 'failover', true), now: [...told, ...tellToStop] };
+}
+
 const failoverRows: readonly Row[] = [
   row(
     'detached',
@@ -91,10 +100,12 @@ const failoverRows: readonly Row[] = [
     'following',
     'command failover',
     'following',
-    'the primary answers and is in step: a switchover (pair.md 15)',
+    'the primary answers and is in step: a switchover (pair.md 15); forced while one waits: it is stopped first',
     (state, command) => {
-      if (command.to !== 'checkpoint') return busy(state, 'failover') ?? askSwitch(state, 'failover');
-      return busy(state, 'failover') ?? failoverConnected(goingTo(state, command), command.force);
+      if (state.pending !== null && command.force) return insteadOfSwitch(state, command);
+      const next = goingTo(state, command);
+      if (command.to !== 'checkpoint') return busy(state, 'failover') ?? askSwitch(next, 'failover');
+      return busy(state, 'failover') ?? failoverConnected(next, command.force);
     },
   ),
   row(
@@ -236,7 +247,9 @@ function saveAndStop(state: PairState): Decision {
       'save-and-stop',
       behind === null ? [] : [{ do: 'keep-behind' }],
       // Let go before the goodbye: the other side hangs up when it hears it, and that is no lost link.
-      inStep ? [{ do: 'flush-remote', proven: true }, { do: 'set-mode', mode: 'held' }, { do: 'detach' }] : [],
+      inStep
+        ? [{ do: 'flush-remote', proven: true, bounded: false }, { do: 'set-mode', mode: 'held' }, { do: 'detach' }]
+        : [],
       // Proof is about durable disks: what our own system's memory alone holds may be lost with its power.
       { do: 'save-clean-stop', proof: savedProof({ ...state, proof }), equal: false, behind, change: {} },
       send({ type: 'goodbye', clean: inStep }),

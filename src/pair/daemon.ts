@@ -386,13 +386,18 @@ export class PairDaemon implements QmpTarget {
     return answer.promise;
   }
 
-  /** The oldest question of a kind is answered first; one that is refused at once is the newest. */
+  /**
+   * The oldest question of a kind is answered first; one that is refused at once is the newest. A failover that is
+   * forced joins the one that waits.
+   */
   #answer(step: Extract<Step, { do: 'answer' }>): void {
-    const waiting = this.#answers.get(step.command);
+    const waiting = this.#answers.get(step.command) ?? [];
     const refusedAtOnce = step.error !== null && this.#state.pending === step.command;
-    const answer = refusedAtOnce ? waiting?.pop() : waiting?.shift();
-    if (step.error === null) answer?.resolve(step.text);
-    else answer?.reject(new BlockError('wrong-state', step.error));
+    const count = step.command === 'failover' ? waiting.length : 1;
+    for (const answer of refusedAtOnce ? waiting.splice(-1) : waiting.splice(0, count)) {
+      if (step.error === null) answer.resolve(step.text);
+      else answer.reject(new BlockError('wrong-state', step.error));
+    }
   }
 
   async #stop(): Promise<void> {

@@ -120,7 +120,7 @@ export const givingWayRows: readonly Row[] = [
     return { ...leaving, state: { ...leaving.state, phase: 'demoting' } };
   }),
   row(
-    'in-step',
+    ['in-step', 'switching'],
     'message stop-serving',
     'fencing',
     'a failover was forced: users are hung up unanswered, so that nothing is here that the other side was not given',

@@ -242,8 +242,11 @@ export type Step =
   | { readonly do: 'start-compare' }
   | { readonly do: 'start-copy'; readonly targetIsZero: boolean }
   | { readonly do: 'stop-work' }
-  /** a flush that the other side proves; `proven`: afterwards it has all that it was given */
-  | { readonly do: 'flush-remote'; readonly proven: boolean }
+  /**
+   * a flush that the other side proves; `proven`: afterwards it has all that it was given; `bounded`: no longer than a
+   * user may wait (pair.md 6)
+   */
+  | { readonly do: 'flush-remote'; readonly proven: boolean; readonly bounded: boolean }
   /** lock-step: keeps what may differ from the other side's checkpoint, which the flush that follows forgets */
   | { readonly do: 'keep-behind' }
   /** the other side's disks are known to be equal */

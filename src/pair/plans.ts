@@ -195,7 +195,7 @@ export function close(state: PairState): Decision {
     plan: plan(
       'close',
       state.self.degraded === 'stop' ? [] : [state.self.lockStep ? barrier : serveInSync],
-      { do: 'flush-remote', proven: false },
+      { do: 'flush-remote', proven: false, bounded: false },
       send({ type: 'sync-end', generation, ancestors }),
       // What ends it is that the other side took it; writers wait no longer than for any checkpoint.
       state.self.lockStep ? [{ do: 'await-checkpoint' }] : [],
@@ -275,7 +275,8 @@ export function handOver(state: PairState, given: Given): Decision {
     state: { ...state, serving: false, proof: goingBackTo(state.proof, null) },
     plan: plan(
       'hand-over',
-      { do: 'flush-remote', proven: true },
+      // Users were sent away, and wait.
+      { do: 'flush-remote', proven: true, bounded: true },
       { do: 'save-clean-stop', proof, equal: true, behind: null, change: { handingOver: offer } },
       { do: 'set-mode', mode: 'held' },
       { do: 'detach' },

@@ -220,7 +220,9 @@ export class PairRunner {
       case 'stop-work':
         return work.stop();
       case 'flush-remote':
-        return disks.flushRemote(step.proven);
+        return step.bounded
+          ? this.#inTime(disks.flushRemote(step.proven), 'proved no flush')
+          : disks.flushRemote(step.proven);
       case 'flush-own':
         return disks.flushOwn();
       case 'reopen-disks':
@@ -366,17 +368,23 @@ export class PairRunner {
     link.send({ type: 'checkpointed', number: checkpoint.number, ageMs, request });
   }
 
-  /** As long as a user may wait for the other side (pair.md 6). @throws BlockError timed-out */
-  async #awaitCheckpoint(): Promise<void> {
-    const { state, host, config } = this.#parts;
-    const { request } = state();
+  #awaitCheckpoint(): Promise<void> {
+    const { request } = this.#parts.state();
     const made = deferred();
     this.#checkpointed = { request, made };
+    return this.#inTime(made.promise, 'made no checkpoint');
+  }
+
+  /** As long as a user may wait for the other side (pair.md 6). @throws BlockError timed-out */
+  async #inTime(answered: Promise<void>, what: string): Promise<void> {
+    const { host, config } = this.#parts;
+    const { name } = config.peer;
+    const late = deferred();
     const timer = host.clock.after(config.stallMsMax, () =>
-      made.reject(new BlockError('timed-out', `${config.peer.name} made no checkpoint within ${config.stallMsMax} ms`)),
+      late.reject(new BlockError('timed-out', `${name} ${what} within ${config.stallMsMax} ms (stall-ms-max)`)),
     );
     try {
-      await made.promise;
+      await Promise.race([answered, late.promise]);
     } finally {
       timer.cancel();
     }

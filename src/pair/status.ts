@@ -150,6 +150,9 @@ export function noticeOf(state: PairState): string | null {
     const alone = state.phase === 'waiting' ? '; `start --alone` serves without it' : '';
     return `${state.refusal}${alone}`;
   }
+  if (state.phase === 'following' && state.pending !== null && !state.forced) {
+    return `waits for ${peer} to hand over; \`failover --force\` stops it, for a disk there that hangs`;
+  }
   if (state.phase === 'waiting') return `waits for ${peer}; \`start --alone\` serves without it`;
   if (state.phase === 'handing-over') {
     return `was handing over to ${peer} and waits for it; \`start --alone\` takes it back`;
