@@ -13,6 +13,7 @@ import type { SocketAddress } from '../host/host.ts';
 import { disksMax, isLoopback, isWildcard, type PairConfig, pairDefaults } from '../pair/config.ts';
 import { describeIssues } from '../qmp/check.ts';
 import { BlockError } from '../util/errors.ts';
+import { socketPathBytesMax } from './data-folder.ts';
 import { nearest } from './nearest.ts';
 import { formatAddress, parseAddress, parseDuration, parseSize } from './units.ts';
 
@@ -154,7 +155,7 @@ export function parseConfig(text: string, file: string, options: ConfigOptions =
   const checked = configSchema.safeParse(content);
   if (!checked.success) return found(checked.error.issues.flatMap((issue) => findingsOf(issue, content)));
   const insecure = options.insecure === true || checked.data.insecure;
-  const findings = contradictions(checked.data, insecure);
+  const findings = contradictions(checked.data, insecure, (path) => resolve(dirname(file), path));
   return findings.length > 0 ? found(findings) : { ...toPairConfig(checked.data, file, options), insecure };
 }
 
@@ -207,7 +208,7 @@ function checkpointMsOf(config: ConfigFile): number | null {
 
 // ---------------------------------------------------------------- what no single field shows
 
-function contradictions(config: ConfigFile, insecure: boolean): Finding[] {
+function contradictions(config: ConfigFile, insecure: boolean, placed: (path: string) => string): Finding[] {
   const findings: Finding[] = [];
   const say = (path: Path, message: string): number =>
     findings.push({ path, message: `${path.join('.')}: ${message}` });
@@ -229,6 +230,11 @@ function contradictions(config: ConfigFile, insecure: boolean): Finding[] {
     }
     if (one.type === 'inet' && one.port === 0) say(['listen', field], 'needs a port: the other side has to know it');
   }
+  for (const [path, one] of addresses(config)) {
+    const bytes = one.type === 'unix' ? Buffer.byteLength(placed(one.path)) : 0;
+    if (bytes > socketPathBytesMax)
+      say(path, `a path of ${bytes} bytes, ${socketPathBytesMax} at most: choose a shorter one`);
+  }
   for (const [path, message] of addressesTwice(config)) say(path, message);
   if (isWildcard(config.listen.replication) && config.advertise?.replication === undefined) {
     say(['listen', 'replication'], 'listens everywhere; say in `advertise.replication` where the peer reaches it');
@@ -240,14 +246,18 @@ function contradictions(config: ConfigFile, insecure: boolean): Finding[] {
   return findings;
 }
 
-/** Each listener has an address of its own, and none of them is where the other side is. */
-function addressesTwice({ listen, peer }: ConfigFile): [Path, string][] {
-  const all: [Path, SocketAddress][] = [
+function addresses({ listen, peer }: ConfigFile): [Path, SocketAddress][] {
+  return [
     ...listen.nbd.map((one, index): [Path, SocketAddress] => [['listen', 'nbd', index], one]),
     [['listen', 'supervisor'], listen.supervisor],
     [['listen', 'replication'], listen.replication],
     [['peer', 'supervisor'], peer.supervisor],
   ];
+}
+
+/** Each listener has an address of its own, and none of them is where the other side is. */
+function addressesTwice(config: ConfigFile): [Path, string][] {
+  const all = addresses(config);
   return all.flatMap(([path, one], index): [Path, string][] => {
     const other = all.slice(0, index).find(([, before]) => isSame(before, one));
     if (other === undefined) return [];

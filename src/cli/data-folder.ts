@@ -11,7 +11,7 @@ import { BlockError } from '../util/errors.ts';
 
 const lockByte = 0;
 /** Room for a path in `sockaddr_un` on Linux, without the final zero. */
-const socketPathBytesMax = 107;
+export const socketPathBytesMax = 107;
 
 const holderSchema = z.object({ name: z.string(), pid: z.int().positive(), volume: z.string() });
 

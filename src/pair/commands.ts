@@ -159,10 +159,16 @@ function cannot(state: PairState, command: 'failover' | 'switch'): string {
 
 // ---------------------------------------------------------------- resolve and start --alone
 
+/** Two histories, or data whose history nobody knows, here or on a side that answers: a person says whose counts. */
+function isUndecided({ record, connected, session, peer }: PairState): boolean {
+  const facesStranger = connected && session === null && peer !== null && peer.generation === null && !peer.blank;
+  return record.splitBrain !== null || record.role === 'none' || (facesStranger && record.role === 'primary');
+}
+
 function resolve(state: PairState, kept: string, given: Given): Decision {
   const { name, peer } = state.self;
   if (kept !== name && kept !== peer) return reply(state, 'resolve', `the sides are called ${name} and ${peer}`);
-  if (state.record.splitBrain === null && state.record.role !== 'none') {
+  if (!isUndecided(state)) {
     return reply(state, 'resolve', 'there is nothing to resolve: no split brain is known here');
   }
   if (kept === name) return keep(pending(state, 'resolve'), given);
@@ -181,7 +187,7 @@ const resolveRows: readonly Row[] = [
     (state, { keep: kept }, given) => busy(state, 'resolve') ?? resolve(state, kept, given),
   ),
   row(resolvable, 'message resolve', 'promoting', 'the other side was told to keep this one', (state, _, given) =>
-    state.record.splitBrain !== null || state.record.role === 'none' ? keep(state, given) : { state },
+    isUndecided(state) ? keep(state, given) : { state },
   ),
   row(except(...resolvable), 'command resolve', 'the same', 'refused', (state) =>
     reply(state, 'resolve', `not now: ${phases[state.phase]}`),

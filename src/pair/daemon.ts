@@ -233,8 +233,9 @@ export class PairDaemon implements QmpTarget {
   #tell(): void {
     const { phase, record, connected, error } = this.#state;
     const notice = noticeOf(this.#state);
+    const ends = phase === 'stopping' || phase === 'stopped';
     if (isInSync(this.#state)) this.#noticed = null;
-    else if (notice !== null && notice !== this.#noticed) {
+    else if (notice !== null && notice !== this.#noticed && !ends) {
       this.#noticed = notice;
       this.#log({ level: 'info', message: notice });
     }

@@ -40,7 +40,8 @@ export async function inspectImages(host: Host, disks: readonly DiskConfig[]): P
       if (size !== disk.size) {
         throw new BlockError(
           'bad-image',
-          `disk ${disk.name}: ${disk.file} has ${size} bytes, the configuration says ${disk.size}`,
+          `disk ${disk.name}: ${disk.file} has ${size} bytes, the configuration says ${disk.size}: ` +
+            `write \`size: ${size}\`, a disk keeps its size`,
         );
       }
       if (blank) blank = await readsAsZeroes(file);

@@ -87,8 +87,8 @@ function judgeFresh(mine: Hello, theirs: Hello, relation: 'mine-only' | 'theirs-
     return {
       kind: 'refused',
       reason:
-        `${target.name} holds data that has no common history with ${source.name}: to overwrite it, start ` +
-        `${source.name} with \`overwrite: ${target.name}\``,
+        `${target.name} holds data that has no common history with ${source.name}: ` +
+        `\`resolve --keep ${source.name}\` overwrites it`,
     };
   }
   return { kind: iLead ? 'source' : 'target' };

@@ -83,6 +83,10 @@ async function openRecord(
     const { record } = found;
     const [gone] = images.missing;
     checkRecord(config, record);
+    if (record.role !== config.role) {
+      const said = `\`role: ${config.role}\` of the configuration counted at the first start only`;
+      log({ level: 'info', message: `is ${record.role}: ${said}` });
+    }
     // A fresh group whose images were not made yet when the power went.
     const untouched = record.generation === null && record.store === 'clean' && record.role !== 'none';
     if (gone !== undefined && !untouched) {

@@ -299,7 +299,8 @@ export function keep(state: PairState, given: Given): Decision {
   const { record } = state;
   const other = state.peer;
   const ids = [other?.generation?.id ?? record.splitBrain?.other ?? record.peer?.generation?.id ?? null];
-  const known = ids[0] !== null;
+  // What the other side holds has no name that this generation could descend from: then it is said by its side's.
+  const nameless = ids[0] === null || (state.connected && other?.generation === null);
   const number = other?.generation?.number ?? record.peer?.generation?.number ?? 0;
   // The disk of an unfinished resync is a mixture, a follower's in lock-step no state of a machine: then it is the
   // checkpoint that is kept.
@@ -315,7 +316,7 @@ export function keep(state: PairState, given: Given): Decision {
     latest: null,
     splitBrain: null,
     aloneSince: record.aloneSince ?? given.wallMs,
-    overwrite: known ? null : state.self.peer,
+    overwrite: nameless ? state.self.peer : null,
     peer: peerOf(state),
   };
   return {

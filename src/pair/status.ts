@@ -143,7 +143,7 @@ export function noticeOf(state: PairState): string | null {
   if (state.phase === 'no-role') {
     return (
       `the group file is missing or unreadable, but the disks hold data: \`resolve --keep ${name}\` adopts them; ` +
-      `\`overwrite: ${name}\` on ${peer} overwrites them${state.refusal === null ? '' : `; ${state.refusal}`}`
+      `\`resolve --keep ${peer}\` gives them up${state.refusal === null ? '' : `; ${state.refusal}`}`
     );
   }
   if (state.refusal !== null && state.session === null) {

@@ -197,6 +197,11 @@ test('an address that is said twice is told: each listener has its own, and the 
   );
 });
 
+test('a socket whose path, from the root, is longer than the system takes is told', () => {
+  const path = 'd'.repeat(100);
+  assert.match(complaint('127.0.0.1:10809', `unix:${path}`), /listen\.nbd\.0: a path of 1\d\d bytes, 107 at most/);
+});
+
 test('pair 19: a replication address beyond loopback is refused without `insecure`', () => {
   assert.match(
     complaint('insecure: true', 'insecure: false'),

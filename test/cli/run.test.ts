@@ -90,7 +90,7 @@ test('a port in use: exit code 4', async (t) => {
 test('an image that is missing, or of another size: exit code 5, and nothing is made in its place', async (t) => {
   const pair = await stoppedPair(t);
   await truncate(pair.image('a'), 2 ** 20);
-  assertFailed(await blockstep('run', '-c', pair.config('a')), 5, /^blockstep: .*disk0\.img/);
+  assertFailed(await blockstep('run', '-c', pair.config('a')), 5, /^blockstep: .*disk0\.img .*: write `size: 1048576`/);
   await unlink(pair.image('a'));
   assertFailed(await blockstep('run', '-c', pair.config('a')), 5, /^blockstep: .*disk0\.img/);
   await assert.rejects(readFile(pair.image('a')), { code: 'ENOENT' });

@@ -121,7 +121,7 @@ const cases: readonly Case[] = [
     p: at(1),
     s: { role: 'none', store: 'incomplete' },
     gives: ['refused', 'refused'],
-    says: /overwrite: s/,
+    says: /resolve --keep p` overwrites it/,
   },
   {
     name: 'unless the primary was told to overwrite that side',

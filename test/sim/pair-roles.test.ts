@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { paired, verify, writeSome } from './pair-scenes.ts';
+import { sideNames } from './pair-world.ts';
 
 test('pair 1, 14: after a power cut of the primary the secondary serves every flushed write', async () => {
   const pair = await paired(3, { disks: ['a', 'b', 'c'] });
@@ -217,6 +218,38 @@ test('pair 13: a lost group file beside data is no role; a person adopts the dat
   assert.match(lost.notice ?? '', /group file is missing or unreadable.*resolve --keep alpha/);
   await pair.command('alpha', 'pair-resolve', { keep: 'alpha' });
   await verify(pair, 'alpha');
+});
+
+for (const teller of ['alpha', 'beta'] as const) {
+  test(`pair 13: a secondary that lost its group file is overwritten by a word on ${teller}, while the primary serves`, async () => {
+    const pair = await paired(21);
+    await writeSome(pair, 'alpha');
+    pair.kill('beta');
+    await pair.world.complete(pair.world.restart('beta').files.remove('/data/group'));
+    pair.world.kill('beta');
+    await pair.start('beta');
+    const refused = /no common history/;
+    await pair.until(() => sideNames.every((side) => refused.test(pair.side(side).daemon.state.refusal ?? '')));
+    for (const side of ['alpha', 'beta'] as const) {
+      assert.match((await pair.status(side)).notice ?? '', /no common history.*resolve --keep alpha/);
+    }
+    const user = await pair.connect('alpha');
+    await pair.command(teller, 'pair-resolve', { keep: 'alpha' });
+    await pair.inStep();
+    pair.assertEqual();
+    await pair.world.complete(user.verify());
+    assert.equal((await pair.status('beta')).role, 'secondary');
+    await assert.rejects(pair.command('alpha', 'pair-resolve', { keep: 'alpha' }), /not now|nothing to resolve/);
+  });
+}
+
+test('pair 13: a word about a split brain that is none changes nothing, and is said to be none on either side', async () => {
+  const pair = await paired(22);
+  pair.kill('beta');
+  await pair.until(() => pair.phase('alpha') === 'alone');
+  for (const keep of ['alpha', 'beta']) {
+    await assert.rejects(pair.command('alpha', 'pair-resolve', { keep }), /nothing to resolve/);
+  }
 });
 
 test('pair 13: a blank primary never serves where the other side has the data', async () => {

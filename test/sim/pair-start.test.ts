@@ -102,11 +102,23 @@ test('the log says what keeps the two apart, once, and a secondary that nobody c
   await pair.world.runFor(20_000);
   const said = pair.log.filter((line) => /alpha: beta does not answer: .*start --alone/.test(line));
   assert.equal(said.length, 1, said.join('\n'));
+  pair.log.length = 0;
+  await pair.stop('alpha');
+  assert.ok(!pair.log.some((line) => line.includes('does not answer')), 'a stop is no news of the other side');
+  await pair.start('alpha');
   await pair.start('beta');
   await pair.inStep();
   pair.kill('beta');
   await pair.until(() => pair.phase('alpha') === 'alone');
-  await pair.until(() => pair.log.filter((line) => /alpha: beta does not answer/.test(line)).length === 2);
+  pair.log.length = 0;
+  await pair.until(() => pair.log.some((line) => /alpha: beta does not answer/.test(line)));
+});
+
+test('a role that was edited in the configuration changes nothing, and the log says so', async () => {
+  const pair = await withData(13);
+  await pair.start('alpha', { role: 'secondary' });
+  assert.equal((await pair.status('alpha')).role, 'primary');
+  assert.ok(pair.log.some((line) => /alpha: is primary: .role: secondary. .* first start only/.test(line)));
 });
 
 test('a peer that is not blockstep is called that', async () => {
