@@ -2,7 +2,7 @@
  * The command schema: every family joined. It gives types, checking and the reference page; there is no other list.
  */
 import type { CommandDefinition, EventDefinition } from './command.ts';
-import { blockSchema } from './schema/block.ts';
+import { blockEvents, blockSchema } from './schema/block.ts';
 import { controlEvents, controlSchema } from './schema/control.ts';
 import { exportEvents, exportSchema } from './schema/export.ts';
 import { jobEvents, jobSchema } from './schema/job.ts';
@@ -19,7 +19,7 @@ export interface CommandFamily {
 /** What an engine serves. */
 export const engineFamilies: readonly CommandFamily[] = [
   { title: 'Session and process', commands: controlSchema, events: controlEvents },
-  { title: 'Block nodes', commands: blockSchema, events: [] },
+  { title: 'Block nodes', commands: blockSchema, events: blockEvents },
   { title: 'Exports', commands: exportSchema, events: exportEvents },
   { title: 'Jobs', commands: jobSchema, events: jobEvents },
   { title: 'Replication', commands: replicationSchema, events: replicationEvents },

@@ -2,7 +2,7 @@
  * Commands about the graph of block nodes (QEMU: qapi/block-core.json).
  */
 import { z } from 'zod';
-import { defineCommand } from '../command.ts';
+import { defineCommand, defineEvent } from '../command.ts';
 import { noArguments, nodeName, nothing, size } from './common.ts';
 
 /** What every driver takes is the graph's; the rest is checked by the driver itself, which names the field too. */
@@ -163,3 +163,36 @@ export const blockSchema = [
     returns: z.array(blockStats),
   }),
 ] as const;
+
+const sectors = {
+  'sector-num': z.int().min(0).describe('the first one, of 512 bytes'),
+  'sectors-count': z.int().min(0),
+};
+
+export const blockEvents = [
+  defineEvent({
+    name: 'QUORUM_REPORT_BAD',
+    summary: 'A child of a quorum failed a request, or was outvoted.',
+    data: z.strictObject({
+      type: z.enum(['read', 'write', 'flush']),
+      'node-name': z.string().describe('the child'),
+      ...sectors,
+      error: z.string().optional().describe('none: it was outvoted'),
+    }),
+  }),
+  defineEvent({
+    name: 'QUORUM_FAILURE',
+    summary: 'Too few children of a quorum succeeded or agreed: the request failed.',
+    data: z.strictObject({ reference: nodeName.describe('the quorum'), ...sectors }),
+  }),
+  defineEvent({
+    name: 'NBD_CONNECTION_LOST',
+    summary: 'A node of driver `nbd` lost its server; it connects again by itself (ours).',
+    data: z.strictObject({ 'node-name': nodeName, reason: z.string() }),
+  }),
+  defineEvent({
+    name: 'NBD_CONNECTION_RESTORED',
+    summary: 'It is connected again (ours).',
+    data: z.strictObject({ 'node-name': nodeName }),
+  }),
+];
