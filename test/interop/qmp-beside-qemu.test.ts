@@ -4,14 +4,18 @@
  * sentences are each one's own. (Shapes of answers, and what is not JSON: qmp-client-qemu.test.ts.)
  */
 import assert from 'node:assert/strict';
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { connect as connectTo } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import type { BlockError } from '../../src/util/errors.ts';
 import { until } from '../qmp/fake-target.ts';
+import { run } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
+import { requireTools } from '../support/tools.ts';
 import { type Peer, peer, type Vendor } from './qmp-peers.ts';
+
+requireTools('qemu-img', 'qemu-io');
 
 const size = 2 ** 20;
 
@@ -20,10 +24,12 @@ type Row = Record<string, unknown>;
 /** What a peer did with the commands of a scene, in order; a scene adds what it looked at. */
 class Told {
   readonly peer: Peer;
+  readonly folder: string;
   readonly lines: unknown[] = [];
 
-  constructor(of: Peer) {
+  constructor(of: Peer, folder: string) {
     this.peer = of;
+    this.folder = folder;
   }
 
   /** Gives a command; whether it was taken, or the class of the error, goes to the lines. */
@@ -47,13 +53,17 @@ class Told {
     );
   }
 
-  /** All events of a job, without the rests that QEMU's drains make, and ours need not. */
-  eventsOf(id: string): unknown[] {
+  /**
+   * All events of a job, without the rests that QEMU's drains make, and ours need not; on request without its numbers,
+   * where they count something of a format's own.
+   */
+  eventsOf(id: string, how: { readonly numbers: boolean } = { numbers: true }): unknown[] {
     const found = this.peer.events.filter(({ data }) => data.id === id || data.device === id);
     const seen: string[] = [];
     for (const { event, data } of found) {
       if (data.status === 'paused' || data.status === 'standby') continue;
-      const line = `${event} ${JSON.stringify(Object.fromEntries(Object.entries(data).sort()))}`;
+      const members = Object.entries(data).filter(([key]) => how.numbers || (key !== 'len' && key !== 'offset'));
+      const line = `${event} ${JSON.stringify(Object.fromEntries(members.sort()))}`;
       if (seen.at(-1) !== line) seen.push(line);
     }
     return seen;
@@ -70,7 +80,7 @@ async function same(t: TestContext, scene: (told: Told) => Promise<void>): Promi
       if (name === 'a') content.fill(1, 0, 4 * 65_536);
       await writeFile(join(folder, `${name}.img`), content);
     }
-    const told = new Told(await peer(t, vendor, folder, vendor));
+    const told = new Told(await peer(t, vendor, folder, vendor), folder);
     for (const name of ['a', 'b', 'c']) {
       await told.give('blockdev-add', { driver: 'file', 'node-name': name, filename: `${name}.img` });
     }
@@ -197,6 +207,49 @@ test('a mirror whose source cannot be read: the error, the stop and the resume a
       const states = names.filter(({ event }) => event === 'JOB_STATUS_CHANGE').map(({ data }) => data.status);
       told.lines.push([id, states, names.find(({ event }) => event === 'BLOCK_JOB_ERROR')?.data.action]);
     }
+  });
+});
+
+test('a commit: below the active layer it ends by itself, of the active layer when told; the export follows', async (t) => {
+  await same(t, async (told) => {
+    const { vendor, run: give, uri } = told.peer;
+    for (const [name, backing] of [
+      ['middle', 'a'],
+      ['top', 'middle'],
+    ] as const) {
+      const image = join(told.folder, name);
+      if (vendor === 'blockstep') await writeFile(image, '');
+      else assert.equal((await run('qemu-img', ['create', '-q', '-f', 'qcow2', image, String(size)])).code, 0);
+      const driver = vendor === 'blockstep' ? 'shadow' : 'qcow2';
+      await give('blockdev-add', { driver, 'node-name': name, file: { driver: 'file', filename: image }, backing });
+    }
+    await told.peer.startServer();
+    await told.give('block-export-add', { type: 'nbd', id: 'e', 'node-name': 'top', writable: true });
+    const write = async (command: string): Promise<void> => {
+      assert.equal((await run('qemu-io', ['-f', 'raw', '-c', command, uri('top')])).code, 0);
+    };
+    await write('write -P 7 0 128k');
+    const commit = { 'job-id': 'c', device: 'top', 'base-node': 'a' };
+    for (const wrong of [{ 'base-node': 'absent' }, { 'base-node': 'top' }, { device: 'a' }, { 'top-node': 'a' }]) {
+      await told.give('block-commit', { ...commit, ...wrong });
+    }
+    await told.give('block-commit', { ...commit, 'job-id': 'c1', 'top-node': 'middle', 'backing-file': 'x' });
+    await told.event('JOB_STATUS_CHANGE', { id: 'c1', status: 'null' });
+    await told.give('block-commit', { ...commit, 'job-id': 'c2', 'auto-dismiss': false });
+    await told.event('BLOCK_JOB_READY', { device: 'c2' });
+    told.lines.push(await told.give('query-jobs'));
+    await told.give('block-commit', { ...commit, 'job-id': 'c3' });
+    for (const name of ['a', 'top']) await told.give('blockdev-del', { 'node-name': name });
+    await write('write -P 8 256k 64k');
+    await told.give('job-complete', { id: 'c2' });
+    await told.event('JOB_STATUS_CHANGE', { id: 'c2', status: 'concluded' });
+    await told.give('job-dismiss', { id: 'c2' });
+    for (const id of ['c1', 'c2']) told.lines.push(told.eventsOf(id, { numbers: false }));
+    const exports = (await told.give('query-block-exports')) as Row[];
+    told.lines.push(exports.map((row) => row['node-name']));
+    for (const name of ['top', 'middle', 'a']) await told.give('blockdev-del', { 'node-name': name });
+    const image = await readFile(join(told.folder, 'a.img'));
+    told.lines.push([0, 100_000, 200_000, 300_000, 400_000].map((at) => image[at]));
   });
 });
 
