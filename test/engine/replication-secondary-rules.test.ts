@@ -1,0 +1,95 @@
+/** Mode secondary of the replication filter: rules that matter only at a moment that seldom comes. */
+import assert from 'node:assert/strict';
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { writeFlags } from '../../src/block/node.ts';
+import { temporaryFolder } from '../support/temp.ts';
+import { assertFilled, eio, fill, Secondary, type SecondaryOptions } from './replication-secondary-world.ts';
+
+const length = 2 * 2 ** 20;
+const blkdebug = { driver: 'blkdebug', image: { driver: 'memory', size: length } };
+
+async function sideOf(t: TestContext, more: Partial<SecondaryOptions> = {}): Promise<Secondary> {
+  return await Secondary.open(t, { length, local: blkdebug, ...more });
+}
+
+async function fault(side: Secondary, nodeName: string, rule: Record<string, unknown>): Promise<void> {
+  const { node } = side.checked.engine.graph.find(nodeName);
+  await node.control?.({ action: 'add-fault', fault: { errno: 'EIO', count: 1, ...rule } });
+}
+
+/** Block 1 is in active, block 3 in hidden, and the commit of the failover cannot start. */
+async function failedOver(t: TestContext): Promise<Secondary> {
+  const side = await sideOf(t);
+  const [s, top] = [await side.client('d-local'), await side.client('d-top')];
+  await side.start();
+  await fill(top, 4096, 4096, 2);
+  await fill(s, 3 * 4096, 4096, 9);
+  await side.run('block-export-del', { id: 's', mode: 'hard' });
+  await side.run('blockdev-add', { driver: 'memory', 'node-name': 'commit-top-d-top', size: 512 });
+  await side.failover();
+  await side.untilStage('failover-failed');
+  return side;
+}
+
+test('replication-filter, stages: a discard has no effect where the node would pass one on', async (t) => {
+  const side = await sideOf(t, { filter: { discard: 'unmap' } });
+  const top = await side.client('d-top');
+  await side.start();
+  await fill(top, 0, 8192, 7);
+  await top.discard(0, 8192);
+  await assertFilled(top, 0, 8192, 7);
+});
+
+test('replication-filter, start: where the secondary disk cannot be opened for writing hidden stays read-only', async (t) => {
+  const filename = join(await temporaryFolder(t), 'disk');
+  await writeFile(filename, new Uint8Array(length));
+  const local = { driver: 'file', filename, 'read-only': true };
+  const side = await sideOf(t, { local, hidden: { 'read-only': true }, writable: false });
+  await rm(filename);
+  await assert.rejects(side.start(), /disk/);
+  const { graph } = side.checked.engine;
+  assert.deepEqual(
+    ['d-hidden', 'd-local'].map((name) => graph.find(name).readOnly),
+    [true, true],
+  );
+});
+
+test('replication-filter, checkpoint: the job forgets nothing when the active disk could not be emptied', async (t) => {
+  const side = await sideOf(t);
+  const [s, top] = [await side.client('d-local'), await side.client('d-top')];
+  await side.start();
+  await fill(s, 0, 8192, 1);
+  await fill(top, 65_536, 4096, 3);
+  await fault(side, 'd-active-file', { operation: 'write' });
+  await assert.rejects(side.checkpoint(), /injected EIO/);
+  await fill(s, 0, 8192, 2);
+  await assertFilled(top, 0, 8192, 0);
+});
+
+test('failover-failed: a flush, and a write with FUA, cover the active disk and the secondary disk', async (t) => {
+  const side = await failedOver(t);
+  const top = await side.client('d-top');
+  for (const change of [
+    () => top.write(8 * 4096, new Uint8Array(4096), writeFlags.fua),
+    () => top.writeZeroes(8 * 4096, 4096, writeFlags.fua),
+  ]) {
+    await fault(side, 'd-local', { operation: 'flush' });
+    await eio(Promise.resolve(change()));
+    await change();
+  }
+  await fill(top, 4096, 4096, 3);
+  await fault(side, 'd-active-file', { operation: 'flush' });
+  await eio(Promise.resolve(top.flush()));
+});
+
+test('failover-failed: hidden and secondary keep their length while the filter writes to them', async (t) => {
+  const side = await failedOver(t);
+  const { graph } = side.checked.engine;
+  const parent = { description: 'somebody', drainBegin: () => undefined, drainEnd: () => undefined };
+  for (const node of ['d-local', 'd-hidden']) {
+    const resize = graph.use(node, parent, { needs: 8, shares: 15 });
+    await assert.rejects(resize, /needs 'resize'.*node 'd-top'/);
+  }
+});
