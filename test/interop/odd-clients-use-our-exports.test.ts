@@ -1,4 +1,4 @@
-/** Less usual programs, and exports whose length is no multiple of anything: all is read and written to the last byte. */
+/** Less usual programs, and exports whose length is no multiple of anything: read and written to the last byte. */
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { copyFile, readFile, writeFile } from 'node:fs/promises';
