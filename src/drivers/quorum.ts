@@ -77,8 +77,11 @@ class QuorumNode implements DriverNode {
     this.votes = new VotedReads(this.threshold, this.rewrites, this.reports);
   }
 
+  /** One child may grow by itself (a device): what is beyond the others cannot be given to all. */
   get length(): number {
-    return this.children[0]?.node.length ?? 0;
+    let least = Number.POSITIVE_INFINITY;
+    for (const child of this.children) least = Math.min(least, child.node.length);
+    return least === Number.POSITIVE_INFINITY ? 0 : least;
   }
 
   get ordered(): boolean {

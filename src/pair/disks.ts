@@ -57,6 +57,8 @@ export class PairDisks {
         driver: 'raw',
         'node-name': `${disk.name}-local`,
         ...passesDiscards,
+        // A device that grows is no longer for that: both sides have this size.
+        size: disk.size,
         file: { driver: 'file', 'node-name': `${disk.name}-file`, filename: disk.file, exclusive: true },
       });
     }

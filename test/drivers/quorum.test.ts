@@ -11,7 +11,7 @@ const size = 65536;
 
 /** A child that writes down what it is given and answers as the test says. */
 class Scripted implements DriverNode {
-  readonly length = size;
+  length = size;
   readonly log: string[] = [];
   answer: (operation: string) => Done = () => undefined;
   fill = 0;
@@ -162,6 +162,14 @@ test('pair 3: overlapping writes are never in flight together while a child take
   await Promise.all(writing);
   assert.deepEqual(first.log, ['write 0+512', 'write 8192+512', 'zero 256+4096']);
   assert.deepEqual(second.log, first.log);
+});
+
+test('a quorum is as long as its shortest child: what another has beyond could not be given to all', async () => {
+  const { first, second, node } = await quorumOf(2, fifo);
+  first.length = 2 * size;
+  assert.equal(node.length, size);
+  second.length = 512;
+  assert.equal(node.length, 512);
 });
 
 test('requests that all children answer at once are answered at once', async () => {

@@ -12,6 +12,7 @@ import type { PairStatus } from '../../src/qmp/schema/pair.ts';
 import type { QmpTarget } from '../../src/qmp/target.ts';
 import { BlockError } from '../../src/util/errors.ts';
 import { cleanup } from '../support/cleanup.ts';
+import { loopDevice } from '../support/loop-device.ts';
 import { temporaryFolder } from '../support/temp.ts';
 
 const mib = 1 << 20;
@@ -75,6 +76,32 @@ test('a primary whose graph was built by half builds it again, and tears down wh
   await disks.buildPrimary();
   const built = new Set(await names());
   for (const name of ['d1', 'd1-replication', 'd2', 'd2-replication']) assert.ok(built.has(name), name);
+  await disks.tearPrimary();
+  await disks.close(true);
+});
+
+test('a device that has grown under a primary is as long as before: what lies beyond is not replicated', async (t) => {
+  const { device, resize } = await loopDevice(t, 4 * mib);
+  const config = await configIn(await temporaryFolder(t));
+  const engine = engineOf(t, (_command, _args, real) => real());
+  const disks = new PairDisks(host, engine, { ...config, disks: [{ name: 'd1', file: device, size: 4 * mib }] });
+  await disks.openDisks();
+  await disks.buildPrimary();
+  await resize(8 * mib);
+  // Whoever comes now is told of the new length.
+  await engine.execute('nbd-server-start', {
+    server: 'more',
+    addr: { type: 'inet', data: { host: '127.0.0.1', port: '0' } },
+  });
+  await engine.execute('block-export-add', { id: 'e', type: 'nbd', server: 'more', 'node-name': 'd1', writable: true });
+  const nodes = (await engine.execute('query-named-block-nodes')) as {
+    'node-name': string;
+    image: { 'virtual-size': number };
+  }[];
+  const lengthOf = (name: string) => nodes.find((node) => node['node-name'] === name)?.image['virtual-size'];
+  assert.equal(lengthOf('d1-file'), 8 * mib);
+  assert.deepEqual([lengthOf('d1-local'), lengthOf('d1')], [4 * mib, 4 * mib]);
+  await engine.execute('block-export-del', { id: 'e', mode: 'hard' });
   await disks.tearPrimary();
   await disks.close(true);
 });
