@@ -19,7 +19,8 @@ import { RecordLog } from '../block/record-log.ts';
 import type { LogFile } from '../block/record-space.ts';
 import { BlockIndex } from '../util/block-index.ts';
 import { isRange } from '../util/bytes.ts';
-import { BlockError } from '../util/errors.ts';
+import { BlockError, toBlockError } from '../util/errors.ts';
+import { attempt } from '../util/later.ts';
 import { enterBlocks, Shadow } from './shadow-node.ts';
 
 const optionsSchema = z.strictObject({
@@ -129,14 +130,28 @@ function* positionsOf(index: BlockIndex): Generator<number> {
   for (const [, position] of index.entries()) yield Math.abs(position);
 }
 
-function logFile(child: Child, { host }: OpenContext): LogFile {
+/**
+ * After a flush that failed nothing is read from it: what was not durable may be gone, and somebody may have made the
+ * file work again since (`blockdev-reopen`). In the index of the overlay it still is.
+ */
+function logFile(child: Child, { host, nodeName }: OpenContext): LogFile {
+  let unread: BlockError | null = null;
+  const failed = (error: unknown): never => {
+    const cause = toBlockError(error);
+    const text = `overlay '${nodeName}' may have lost what was written: EIO until the overlay is opened anew`;
+    unread ??= new BlockError('io-error', `${cause.message}: ${text}`, { cause });
+    throw error;
+  };
   return {
     get length() {
       return child.node.length;
     },
-    read: (offset, into) => child.node.read(offset, into),
+    read(offset, into) {
+      if (unread !== null) throw unread;
+      return child.node.read(offset, into);
+    },
     write: (offset, from) => child.node.write(offset, from, writeFlags.none),
-    flush: () => child.node.flush(),
+    flush: () => attempt(() => child.node.flush())?.catch(failed),
     async resize(length) {
       const { node, nodeName } = child;
       if (node.resize === undefined) {

@@ -81,3 +81,32 @@ test('record-log 2: damage is said and refuses I/O, at each opening, until the o
   await node.read(0, sector);
   assert.deepEqual([sector[0], node.info?.()['checkpoint-lost']], [3, null]);
 });
+
+test('record-log 4: after a failed sync nothing is read that may be lost, also when the file works again', async () => {
+  const { graph } = testGraph();
+  await graph.add({
+    driver: 'blkdebug',
+    'node-name': 'log',
+    image: { driver: 'memory', size: 0 },
+    'volatile-cache': true,
+  });
+  await graph.add({ driver: 'shadow', 'node-name': 'top', file: 'log', size, 'grow-bytes': 65536 });
+  const use = await graph.use('top', parent('the test'), writer);
+  const { node } = graph.find('top');
+  const file = graph.find('log').node;
+  const block = new Uint8Array(4096);
+  await node.write(0, block.fill(1), 0);
+  await node.flush();
+  await node.write(0, block.fill(2), 0);
+  await file.control?.({ action: 'add-fault', fault: { operation: 'flush', errno: 'EIO', count: 1 } });
+  await assert.rejects(async () => node.flush(), /injected EIO/);
+  // As a system does that forgets what it could not write; then somebody mends the device.
+  await file.control?.({ action: 'cut' });
+  await file.control?.({ action: 'power-on' });
+  await assert.rejects(async () => node.read(0, block), /injected EIO.*until the overlay is opened anew/);
+  await use.release();
+  await graph.remove('top');
+  await graph.add({ driver: 'shadow', 'node-name': 'top', file: 'log', size, 'grow-bytes': 65536 });
+  await graph.find('top').node.read(0, block);
+  assert.ok(block.every((byte) => byte === 1));
+});
