@@ -68,6 +68,16 @@ test('replication-filter, checkpoint: the job forgets nothing when the active di
   await assertFilled(top, 0, 8192, 0);
 });
 
+test('failover-failed: a stop that is refused changes nothing: writes go on', async (t) => {
+  const side = await failedOver(t);
+  const top = await side.client('d-top');
+  await assert.rejects(side.stop(), /cannot stop in stage failover-failed/);
+  const { error } = await side.row();
+  assert.match(String(error), /the commit of the failover failed/);
+  await fill(top, 0, 8 * 4096, 5);
+  await assertFilled(top, 0, 8 * 4096, 5);
+});
+
 test('failover-failed: a flush, and a write with FUA, cover the active disk and the secondary disk', async (t) => {
   const side = await failedOver(t);
   const top = await side.client('d-top');
