@@ -9,6 +9,7 @@ import type { DriverNode } from '../../src/block/driver.ts';
 import { BlockGraph } from '../../src/block/graph.ts';
 import { DriverRegistry } from '../../src/block/registry.ts';
 import { nbdDriver } from '../../src/drivers/nbd.ts';
+import { AlignedBackend } from '../../src/drivers/nbd-aligned.ts';
 import type { Host, SocketAddress } from '../../src/host/host.ts';
 import { createHost } from '../../src/host/index.ts';
 import type { NbdBackend, NbdServerExport } from '../../src/nbd/backend.ts';
@@ -323,6 +324,25 @@ for (const block of [512, 4096]) {
     await compareAll(node, model);
   });
 }
+
+test('FUA on parts of blocks is FUA on the blocks that are written for it', async () => {
+  const written: [number, number, number][] = [];
+  const below = Object.assign(new MemoryBackend(diskBytes), {
+    write: (offset: number, from: Uint8Array, flags: number) => void written.push([offset, from.length, flags]),
+    writeZeroes: (offset: number, length: number, flags: number) => void written.push([offset, length, flags]),
+  });
+  const aligned = new AlignedBackend(below, 512);
+  await aligned.write(100, new Uint8Array(1024), 1);
+  await aligned.writeZeroes(2100, 1024, 1);
+  assert.deepEqual(written, [
+    [0, 512, 1],
+    [512, 512, 1],
+    [1024, 512, 1],
+    [2048, 512, 1],
+    [2560, 512, 1],
+    [3072, 512, 1],
+  ]);
+});
 
 test('a size that is no multiple of the minimum block size is refused', async (t) => {
   const address = await scriptedServer(t, async (peer) => {

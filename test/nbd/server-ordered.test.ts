@@ -82,6 +82,27 @@ test('pair 3: after a failed write an ordered flush fails, and all that follows 
   }
 });
 
+for (const [operation, type, poisons] of [
+  ['writeZeroes', nbd.NBD_CMD_WRITE_ZEROES, true],
+  ['discard', nbd.NBD_CMD_TRIM, true],
+  ['flush', nbd.NBD_CMD_FLUSH, true],
+  ['read', nbd.NBD_CMD_READ, false],
+] as const)
+  test(`pair 3: on an ordered connection a failed ${operation} ${poisons ? 'fails' : 'leaves alone'} what follows`, async () => {
+    const backend = new MemoryBackend(MiB);
+    Object.assign(backend, { [operation]: () => Promise.reject(new BlockError('io-error', 'bad disk')) });
+    const { host } = await serving({ backend, ordered: true });
+    const client = new TestClient(host, { contexts: ['blockstep:ordered'] });
+    client.send({ type, cookie: 1, length: operation === 'flush' ? 0 : 512 });
+    await settle();
+    client.send(write(2));
+    await settle();
+    assert.deepEqual(
+      client.answers().map(({ error }) => error),
+      [5, poisons ? 5 : 0],
+    );
+  });
+
 test('pair 3: an ordered flush that waits is held by a drain, and dropped by a hang-up', async () => {
   const backend = new SlowBackend(MiB);
   const { host, server } = await serving({ backend, ordered: true });
