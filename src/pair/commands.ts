@@ -5,7 +5,18 @@
 import { checkpointRows, isBehindBarrier } from './checkpoints.ts';
 import type { Command, Decision, Given, PairState, Phase, Step } from './pair-state.ts';
 import { phases } from './pair-state.ts';
-import { aloneMode, aloneRecord, answer, commit, goingBackTo, plan, send, sendAway, serveAlone } from './plans.ts';
+import {
+  aloneMode,
+  aloneRecord,
+  answer,
+  commit,
+  goingBackTo,
+  plan,
+  proofOfBoth,
+  send,
+  sendAway,
+  serveAlone,
+} from './plans.ts';
 import { canBeForced, tellToStop, unfit } from './secondary.ts';
 import { keep, promote } from './secondary-plans.ts';
 import { type Row, row } from './table.ts';
@@ -257,20 +268,12 @@ function saveAndStop(state: PairState): Decision {
         ? [{ do: 'flush-remote', proven: true, bounded: false }, { do: 'set-mode', mode: 'held' }, { do: 'detach' }]
         : [],
       // Proof is about durable disks: what our own system's memory alone holds may be lost with its power.
-      { do: 'save-clean-stop', proof: savedProof({ ...state, proof }), equal: false, behind, change: {} },
+      { do: 'save-clean-stop', proof: proofOfBoth({ ...state, proof }), equal: false, behind, change: {} },
       send({ type: 'goodbye', clean: inStep }),
       inStep ? [{ do: 'await-goodbye' }] : [],
       { do: 'finish' },
     ),
   };
-}
-
-/** The other side holds the id that it had, or the one that a sync's end offered. */
-function savedProof(state: PairState): PairState['proof'] {
-  if (state.proof === null) return null;
-  const { peers } = state.proof;
-  if (state.offered === null || peers.includes(state.offered)) return state.proof;
-  return { ...state.proof, peers: [...peers, state.offered] };
 }
 
 /** In step no more: durably alone, so that waiting users can be answered and then sent away. */

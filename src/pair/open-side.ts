@@ -56,6 +56,7 @@ export async function openSide(
       peer: config.peer.name,
       degraded: config.degraded,
       overlays: config.store === 'overlays',
+      durable: config.store === 'overlays' && config.overlays.sync,
       lockStep: config.mode === 'lock-step',
       keepCheckpoint: config.resync === 'keep-checkpoint',
     };

@@ -70,6 +70,8 @@ export interface PairSelf {
   readonly degraded: 'continue' | 'stop';
   /** as a secondary this side keeps checkpoints */
   readonly overlays: boolean;
+  /** and they outlive a power cut: each is made of durable disks */
+  readonly durable: boolean;
   readonly lockStep: boolean;
   /** a resync that does not fit beside the last checkpoint is refused (pair.md 11) */
   readonly keepCheckpoint: boolean;

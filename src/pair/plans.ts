@@ -52,6 +52,14 @@ export function goingBackTo(proof: Proof | null, checkpoint: number | null): Pro
   return proof === null ? null : { ...proof, checkpoint };
 }
 
+/** The other side holds the id that it had, or the one that a sync's end offered. */
+export function proofOfBoth(state: PairState): Proof | null {
+  if (state.proof === null) return null;
+  const { peers } = state.proof;
+  if (state.offered === null || peers.includes(state.offered)) return state.proof;
+  return { ...state.proof, peers: [...peers, state.offered] };
+}
+
 /** May the other side hold the generation that we have? Then going alone needs a new one (pair.md 7, 13). */
 export function isShared(state: PairState): boolean {
   const own = state.record.generation?.id;
@@ -93,7 +101,14 @@ export function serveAlone(state: PairState, given: Given, always: boolean): Dec
  */
 export function goAlone(state: PairState, given: Given, reason: string): Decision {
   return {
-    state: { ...state, phase: 'going-alone', session: null, offered: null, serving: true },
+    state: {
+      ...state,
+      phase: 'going-alone',
+      session: null,
+      proof: proofOfBoth(state),
+      offered: null,
+      serving: true,
+    },
     plan: plan(
       'go-alone',
       { do: 'set-mode', mode: 'held' },

@@ -67,7 +67,7 @@ export const primaryRows: readonly Row[] = [
     (state) => {
       const [pending, now]: [PairState['pending'], Step[]] =
         state.pending === 'start-alone' ? [null, [answer('start-alone', null, 'serves alone')]] : [state.pending, []];
-      const next: PairState = { ...state, phase: 'alone', built: true, error: null, pending };
+      const next: PairState = { ...state, phase: 'alone', built: true, pending };
       if (next.session?.agreed !== true) return { state: next, now };
       const sync = beginSync(next, next.session);
       return { ...sync, now: [...now, ...(sync.now ?? [])] };
@@ -84,7 +84,7 @@ export const primaryRows: readonly Row[] = [
     },
   ),
   row('going-alone', 'retry', 'going-alone', 'the new generation is tried again', (state, _, given) =>
-    goAlone(state, given, 'tried again'),
+    goAlone({ ...state, error: null }, given, 'tried again'),
   ),
 
   row(

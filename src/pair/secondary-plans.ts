@@ -154,12 +154,13 @@ export function take(state: PairState, generation: Generation, ancestors: readon
     inStepMs: given.wallMs,
     peer: { name: state.self.peer, generation },
   };
-  const { overlays } = state.self;
+  const { overlays, durable } = state.self;
   return {
     state,
     plan: plan(
       'take',
-      { do: 'flush-own' },
+      // Writers wait behind a barrier: what a checkpoint flushes by itself is not flushed twice.
+      durable ? [] : [{ do: 'flush-own' }],
       overlays ? [{ do: 'open-overlays' }, { do: 'keep-old' }, checkpoint(change)] : [commit(change)],
       send({ type: 'took', id: generation.id, checkpoint: overlays ? state.record.checkpoints + 1 : null }),
       onOverlays(state, { do: 'show-view' }),

@@ -17,6 +17,7 @@ function secondary(more: Partial<PairState>, store: 'clean' | 'incomplete'): Pai
       peer: 'alpha',
       degraded: 'continue',
       overlays: false,
+      durable: false,
       lockStep: false,
       keepCheckpoint: false,
     },
