@@ -1,4 +1,4 @@
-/** Lock-step with a secondary whose disks are slow: in step if it can be, else it is said what to change (pair.md 6). */
+/** Lock-step with a secondary whose disks are slow: in step if it can be, else status says what to change. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { verify } from './pair-scenes.ts';
@@ -29,7 +29,7 @@ test('pair 6: who can make a checkpoint while writers wait can end a sync, too',
   pair.assertEqual();
 });
 
-test('pair 18: a secondary that is too slow to end a sync: status names the setting, nothing is compared anew', async () => {
+test('pair 18: a secondary too slow to end a sync: status names the setting, nothing is compared anew', async () => {
   const pair = await slow(2, 1500);
   await pair.until(() => pair.log.some((line) => /closing -> going-alone/.test(line)));
   const user = await pair.connect('alpha');
