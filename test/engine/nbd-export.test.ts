@@ -166,6 +166,7 @@ test('close hangs clients up, waits for their requests, and leaves no hold of a 
   });
   await settle();
   assert.equal(closed, false);
+  await assert.rejects(graph.remove('disk0'), isCode('in-use'), 'a request of it is in flight in the node');
   waits[0]?.resolve();
   const drained = await draining;
   await settle();
@@ -187,14 +188,21 @@ test('writethrough makes every write and zero durable before it is answered', as
   const flags: number[] = [];
   await graph.add(memory());
   const { node } = graph.find('disk0');
-  const original = node.write.bind(node);
+  const below = node.write.bind(node);
+  const zeroesBelow = node.writeZeroes.bind(node);
   node.write = (offset, from, given) => {
     flags.push(given);
-    return original(offset, from, given);
+    return below(offset, from, given);
+  };
+  node.writeZeroes = (offset, length, given) => {
+    flags.push(given);
+    return zeroesBelow(offset, length, given);
   };
   await open({ writethrough: true });
-  await new TestClient(host).ask(write(1));
-  assert.deepEqual(flags, [1]);
+  const client = new TestClient(host);
+  await client.ask(write(1));
+  await client.ask({ type: nbd.NBD_CMD_WRITE_ZEROES, cookie: 2, length: 512 });
+  assert.deepEqual(flags, [1, 1]);
 });
 
 test('multi-conn is announced unless the export is ordered or it was turned off', async () => {
