@@ -145,9 +145,10 @@ export class CheckpointClock {
 
 function spaceWarning(folder: string, availableBytes: number, wantedBytes: number): string | null {
   if (availableBytes >= wantedBytes) return null;
-  const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(2)} GiB`;
+  const unit = wantedBytes >= 2 ** 30 ? 'GiB' : 'MiB';
+  const shown = (bytes: number): string => `${(bytes / (unit === 'GiB' ? 2 ** 30 : 2 ** 20)).toFixed(2)} ${unit}`;
   return (
-    `${folder}: ${gib(availableBytes)} for the overlays, which take up to ${gib(wantedBytes)} if everything is ` +
+    `${folder}: ${shown(availableBytes)} for the overlays, which take up to ${shown(wantedBytes)} if everything is ` +
     'written between two checkpoints or in a resync: the checkpoint is given up where it does not fit'
   );
 }
