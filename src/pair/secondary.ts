@@ -120,7 +120,8 @@ export const secondaryRows: readonly Row[] = [
       };
       const keeps = state.record.store === 'clean' && state.record.generation !== null;
       return {
-        state: { ...state, phase: 'detaching', session: null },
+        // It serves nobody any more: a failover need not wait until its connection has ended.
+        state: { ...state, phase: 'detaching', session: null, connected: false },
         plan: plan(
           'detach-secondary',
           { do: 'close-replication' },

@@ -94,6 +94,7 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
       diverged: (row?.diverged ?? []).map(([offset, length]): [number, number] => [offset, length]),
     };
   });
+  const failedDisk = config.disks.find(({ name }) => images.get(`${name}-file`)?.failed !== undefined);
   const sum = (of: (disk: (typeof disks)[number]) => number): number => disks.reduce((all, disk) => all + of(disk), 0);
   return {
     name: config.name,
@@ -127,7 +128,7 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
       uris: state.peer?.uris ?? [],
     },
     disks,
-    notice: noticeOf(state),
+    notice: noticeOf(state) ?? disbelieved(state, failedDisk?.name),
     error: stalled ?? state.error,
   };
 }
@@ -158,7 +159,17 @@ export function noticeOf(state: PairState): string | null {
     return `was handing over to ${peer} and waits for it; \`start --alone\` takes it back`;
   }
   const latest = latestAsOf(state)?.text ?? null;
-  return latest === null && state.phase === 'detached' ? `waits for ${peer}` : latest;
+  if (latest === null) return state.phase === 'detached' ? `waits for ${peer}` : null;
+  const { checkpoint } = state.record;
+  if (!state.self.lockStep || checkpoint === null) return latest;
+  return `${latest}; \`failover\` goes back to checkpoint ${checkpoint.number}, \`--to latest\` does not`;
+}
+
+/** A disk that is not believed any more: users get errors, and nothing ends that by itself. */
+function disbelieved({ phase, record, self }: PairState, failed: string | undefined): string | null {
+  if (failed === undefined || record.role !== 'primary') return null;
+  const other = phase === 'in-step' ? `\`failover\` on ${self.peer} serves all that was flushed; or ` : '';
+  return `disk ${failed} has failed and is not believed any more: ${other}mend the device and start ${self.name} again`;
 }
 
 function latestAsOf(state: PairState): PairStatus['latestAsOf'] {

@@ -34,7 +34,8 @@ test('a primary whose disk failed a sync gives errors for everything, and status
     await assert.rejects(pair.world.complete(user.flush()), /EIO/);
     await pair.world.runFor(2000);
   }
-  const { disks } = await pair.status('alpha');
+  const { disks, notice } = await pair.status('alpha');
+  assert.match(notice ?? '', /disk disk0 has failed .*`failover` on beta serves all that was flushed/);
   assert.match(disks[0]?.error ?? '', /sync \/data\/disk0.img: EIO.* may be lost; EIO until it is opened anew/);
 });
 

@@ -23,6 +23,8 @@ async function writeBeyond(pair: PairWorld): Promise<number> {
 async function stopBoth(pair: PairWorld): Promise<void> {
   await pair.stop('alpha');
   await pair.until(() => pair.phase('beta') === 'detached');
+  const said = /nothing is missing; `failover` goes back to checkpoint \d+, `--to latest` does not$/;
+  assert.match((await pair.status('beta')).notice ?? '', said);
   await pair.stop('beta');
   pair.log.length = 0;
 }

@@ -285,3 +285,17 @@ test('pair 15: a switchover loses not even what was answered and never flushed',
     }
   }
 });
+
+test('pair 15, 18: a failover is possible from the moment that the primary has said goodbye', async () => {
+  for (let seed = 41; seed < 45; seed++) {
+    const pair = await paired(seed);
+    await writeSome(pair, 'alpha');
+    pair
+      .side('alpha')
+      .daemon.stop()
+      .catch(() => undefined);
+    await pair.until(() => pair.phase('beta') === 'detached');
+    await pair.command('beta', 'pair-failover');
+    await verify(pair, 'beta');
+  }
+});
