@@ -89,7 +89,8 @@ export class CommitWrites implements CopyTarget {
     return waiting === null ? undefined : Promise.all(waiting).then(() => undefined);
   }
 
-  private fail(error: unknown): void {
+  /** The base is not what was written to it, or may not be. */
+  fail(error: unknown): void {
     this.baseFailure ??= toBlockError(error);
     this.changed();
   }

@@ -258,10 +258,20 @@ class CommitBody implements JobBody {
     try {
       this.checkBase();
       if (!this.inStep) throw new BlockError('wrong-state', `job '${this.how.jobId}' has not copied everything yet`);
-      await this.held(this.base).flush();
+      await this.flushBase();
       return drained;
     } catch (error) {
       drained.end();
+      throw error;
+    }
+  }
+
+  /** A failed one ends the commit: the system may have lost what was copied, and another one would succeed. */
+  private async flushBase(): Promise<void> {
+    try {
+      await this.held(this.base).flush();
+    } catch (error) {
+      this.writes?.fail(error);
       throw error;
     }
   }

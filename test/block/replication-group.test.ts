@@ -135,6 +135,20 @@ test('pair 22: all members prepare, then one durable write, then all take the ch
   assert.deepEqual(log, ['b prepare', 'a prepare', 'b unprepare']);
 });
 
+test('pair 22: where the write fails, or one member takes no checkpoint, nobody stays held', async () => {
+  const { group, log, members } = groupOf('a', 'b', 'c');
+  await assert.rejects(
+    group.checkpoint(async () => Promise.reject(new BlockError('io-error', 'no epoch'))),
+    /no epoch/,
+  );
+  assert.deepEqual(log.slice(3), ['c unprepare', 'b unprepare', 'a unprepare']);
+  log.length = 0;
+  member(members, 'c').failing = 'checkpoint';
+  await assert.rejects(group.checkpoint(), /c cannot checkpoint/);
+  // The one that failed lets its users go by itself.
+  assert.deepEqual(log.slice(3), ['c checkpoint', 'b unprepare', 'a unprepare']);
+});
+
 test('the table of stages allows these moves and no others', () => {
   const stages = Object.keys(stageMoves) as ReplicationStage[];
   const events: StageEvent[] = ['start', 'stop', 'failover', 'commit-done', 'commit-failed', 'close'];

@@ -4,6 +4,8 @@ import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { writeFlags } from '../../src/block/node.ts';
+import { attempt } from '../../src/util/later.ts';
+import { parent, writer } from '../block/fixture.ts';
 import { temporaryFolder } from '../support/temp.ts';
 import { assertFilled, eio, fill, Secondary, type SecondaryOptions } from './replication-secondary-world.ts';
 
@@ -68,6 +70,56 @@ test('replication-filter, checkpoint: the job forgets nothing when the active di
   await assertFilled(top, 0, 8192, 0);
 });
 
+test('record-log 10: a sync of the disk that fails at the end of a failover ends its commit: what was copied may be lost', async (t) => {
+  const side = await sideOf(t, { hidden: { epoch: 1 }, active: { epoch: 1 } });
+  const [s, top] = [await side.client('d-local'), await side.client('d-top')];
+  await side.start();
+  await fill(s, 0, 65_536, 1);
+  await side.run('block-export-del', { id: 's', mode: 'hard' });
+  await side.failover();
+  const commit = async () => (await side.row()).commit as { status: string } | null;
+  await side.until('the end of the copying', async () => (await commit())?.status === 'ready');
+  await fault(side, 'd-local', { operation: 'flush' });
+  await assert.rejects(side.run('replication-prepare'), /injected EIO/);
+  await side.untilStage('failover-failed');
+  // A second one would succeed, whatever the first one has lost.
+  await assert.rejects(side.run('replication-prepare'), /failover-failed/);
+  await fill(top, 0, 4096, 2);
+  await assertFilled(top, 0, 4096, 2);
+  await assertFilled(top, 4096, 61_440, 0);
+});
+
+test('failover-failed: what cannot start is returned, and nothing is blocked any more', async (t) => {
+  const side = await sideOf(t);
+  await side.start();
+  await side.run('blockdev-add', { driver: 'memory', 'node-name': 'commit-top-d-top', size: 512 });
+  const { graph, replicationGroup } = side.checked.engine;
+  await assert.rejects(replicationGroup.stop(true), /already a node 'commit-top-d-top'/);
+  for (const node of ['d-top', 'd-hidden', 'd-local']) assert.deepEqual(graph.blockers.reasons(node), []);
+});
+
+test('failover-failed: a write that is under way when the stage changes does not undo a later one beside it', async (t) => {
+  const side = await sideOf(t);
+  await side.start();
+  await side.run('blockdev-add', { driver: 'memory', 'node-name': 'commit-top-d-top', size: 512 });
+  await fault(side, 'd-active-file', { operation: 'write', errno: undefined, 'delay-ms': 100 });
+  // Block 8 is allocated nowhere. Its first half goes to the active disk, slowly, as soon as the job is gone.
+  let first: Promise<void> | undefined;
+  const half = (offset: number, value: number) =>
+    attempt(() => user.node.write(8 * 4096 + offset, new Uint8Array(2048).fill(value), writeFlags.none));
+  const drainEnd = () => {
+    first ??= half(0, 5);
+  };
+  const user = await side.checked.engine.graph.use('d-top', parent('a user', { drainEnd }), writer);
+  await side.failover();
+  await half(2048, 6);
+  await first;
+  const top = await side.client('d-top');
+  await assertFilled(top, 8 * 4096, 2048, 5);
+  await assertFilled(top, 8 * 4096 + 2048, 2048, 6);
+  await user.release();
+});
+
 test('failover-failed: a stop that is refused changes nothing: writes go on', async (t) => {
   const side = await failedOver(t);
   const top = await side.client('d-top');
@@ -97,9 +149,8 @@ test('failover-failed: a flush, and a write with FUA, cover the active disk and 
 test('failover-failed: hidden and secondary keep their length while the filter writes to them', async (t) => {
   const side = await failedOver(t);
   const { graph } = side.checked.engine;
-  const parent = { description: 'somebody', drainBegin: () => undefined, drainEnd: () => undefined };
   for (const node of ['d-local', 'd-hidden']) {
-    const resize = graph.use(node, parent, { needs: 8, shares: 15 });
+    const resize = graph.use(node, parent('somebody'), { needs: 8, shares: 15 });
     await assert.rejects(resize, /needs 'resize'.*node 'd-top'/);
   }
 });
