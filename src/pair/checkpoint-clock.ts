@@ -129,6 +129,11 @@ export class CheckpointClock {
     if (this.#handlers.isFollowing()) this.#handlers.due(early);
   }
 
+  /** In lock-step whoever makes checkpoints has the memory that belongs to them, and a machine runs on the last one. */
+  get #mayBeEarly(): boolean {
+    return this.#config.mode !== 'lock-step' || this.#config.checkpointMs !== null;
+  }
+
   async #lookAtSpace(): Promise<void> {
     const { overlays, disks, mode } = this.#config;
     const freeBytes = await this.#host.files.freeBytes(overlays.folder);
@@ -139,7 +144,7 @@ export class CheckpointClock {
     const warning = spaceWarning(overlays.folder, freeBytes + heldBytes, wantedBytes);
     if (warning !== null && this.space?.warning == null) this.#handlers.warn(warning);
     this.space = { freeBytes, wantedBytes, warning };
-    if (freeBytes < lowBytes && heldBytes > freeBytes / 2) this.#due(true);
+    if (freeBytes < lowBytes && heldBytes > freeBytes / 2 && this.#mayBeEarly) this.#due(true);
   }
 }
 

@@ -137,3 +137,19 @@ test('a checkpoint that cannot be made durable is refused, and the machines go o
   await pair.command('alpha', 'pair-checkpoint');
   assert.notDeepEqual(await done(pair, own.read(2)), [0]);
 });
+
+test('pair 20: little space makes no checkpoint early under a machine that runs on the last one', async () => {
+  const pair = await paired(7);
+  const user = await pair.connect('alpha');
+  const own = await pair.connect('beta');
+  await pair.command('alpha', 'pair-checkpoint');
+  const mine = await done(pair, own.write(2));
+  const disk = pair.world.machine('beta')?.disk;
+  assert.ok(disk !== undefined);
+  disk.freeBytes = 10_000;
+  for (let block = 0; block < 32; block++) await done(pair, user.write(block));
+  const { number } = pair.side('beta').daemon.state.record.checkpoint ?? {};
+  await pair.world.runFor(10_000);
+  assert.equal(pair.side('beta').daemon.state.record.checkpoint?.number, number);
+  assert.deepEqual(await done(pair, own.read(2)), [mine]);
+});
