@@ -6,9 +6,9 @@
  *     in a session   D-remote (nbd) <- D-replication
  *     secondary      D-local is exported to the primary as D.SESSION.INSTANCE, ordered; its overlays: `overlays.ts`
  */
-import type { Host, HostFile, SocketAddress } from '../host/host.ts';
+import type { Host, SocketAddress } from '../host/host.ts';
 import type { QmpTarget } from '../qmp/target.ts';
-import { BlockError, toBlockError } from '../util/errors.ts';
+import { BlockError } from '../util/errors.ts';
 import type { DiskConfig, PairConfig } from './config.ts';
 import { PairOverlays } from './overlays.ts';
 import { type Bitmaps, isEmpty, joinRanges, type Range } from './ranges.ts';
@@ -26,10 +26,6 @@ export class PairDisks {
   readonly #host: Host;
   readonly #engine: QmpTarget;
   readonly #config: PairConfig;
-  /** held open from before the engine writes: a failed write-back is reported to each opening once */
-  readonly #syncs = new Map<string, HostFile>();
-  /** why the disks cannot be made durable until they are opened anew; null: no flush has failed */
-  #unflushed: BlockError | null = null;
   #built = false;
   /** disks with a remote node, connected or not */
   readonly #remote = new Set<string>();
@@ -52,7 +48,6 @@ export class PairDisks {
 
   async openDisks(): Promise<void> {
     for (const disk of this.disks) {
-      this.#syncs.set(disk.name, await this.#host.files.open(disk.file, { access: 'write' }));
       await this.#run('blockdev-add', {
         driver: 'raw',
         'node-name': `${disk.name}-local`,
@@ -80,30 +75,11 @@ export class PairDisks {
   }
 
   /**
-   * Makes durable what the images hold, whoever wrote it. A failure sticks, that of a user's flush too: lost pages are
-   * told of only once.
+   * Makes durable what the images hold, by the same way as users' flushes: the system tells of lost pages only once,
+   * and whoever hears of it has to refuse what the page cache may show.
    */
   async flushOwn(): Promise<void> {
-    if (this.#unflushed !== null) throw this.#unflushed;
-    for (const { name } of this.disks) {
-      try {
-        const file = this.#syncs.get(name);
-        if (file === undefined) throw new BlockError('wrong-state', 'it is not open');
-        await file.sync();
-      } catch (error) {
-        const { message } = toBlockError(error);
-        const text = `disk ${name}: ${message}: it is not believed until it is opened anew, by a start of this side`;
-        this.#unflushed = new BlockError('io-error', text, { cause: error });
-        throw this.#unflushed;
-      }
-      await this.#checkImage(name);
-    }
-  }
-
-  async #checkImage(disk: string): Promise<void> {
-    const nodes = (await this.#run('query-named-block-nodes')) as { 'node-name': string; info?: { failed?: string } }[];
-    const failed = nodes.find((node) => node['node-name'] === `${disk}-file`)?.info?.failed;
-    if (failed !== undefined) throw new BlockError('io-error', failed);
+    for (const { name } of this.disks) await this.#run('x-blockdev-flush', { 'node-name': `${name}-local` });
   }
 
   /** After a flush that failed: only nodes that are opened anew can be believed (record-log.md 4). */
@@ -113,11 +89,8 @@ export class PairDisks {
       // What an earlier attempt has not opened is not there; what is still in use keeps its name, and opening fails.
       await this.#quietly('blockdev-del', { 'node-name': `${disk.name}-local` });
       await this.#quietly('blockdev-del', { 'node-name': `${disk.name}-file` });
-      await this.#syncs.get(disk.name)?.close();
-      this.#syncs.delete(disk.name);
     }
     await this.openDisks();
-    this.#unflushed = null;
   }
 
   /** @param servers false: something hangs, and they are left to the end of the engine, which waits for nobody */
@@ -126,8 +99,6 @@ export class PairDisks {
       await this.#quietly('nbd-server-stop', { server: userServer });
       await this.#quietly('nbd-server-stop', { server: replicationServer });
     }
-    for (const file of this.#syncs.values()) await file.close();
-    this.#syncs.clear();
   }
 
   // ------------------------------------------------------------ primary

@@ -17,6 +17,12 @@ async function failSync(pair: PairWorld, side: SideName): Promise<User> {
   return user;
 }
 
+/** The device of alpha works again. */
+async function reopen(pair: PairWorld): Promise<void> {
+  const options = [{ driver: 'file', 'node-name': 'disk0-file', filename: '/data/disk0.img', exclusive: true }];
+  await pair.command('alpha', 'blockdev-reopen', { options });
+}
+
 /** A clean stop: the engine says at its end that a disk failed. */
 async function stop(pair: PairWorld, side: SideName): Promise<void> {
   const { daemon, engine } = pair.side(side);
@@ -92,14 +98,45 @@ test('pair 8: what a failed sync may have lost is sent again when the image is o
     const status = await pair.status('alpha');
     assert.deepEqual(status.disks[0]?.missingBytes, pair.diskBytes, 'nothing is proven about any of it');
     assert.match(status.error ?? '', /may be lost/);
-    const options = [{ driver: 'file', 'node-name': 'disk0-file', filename: '/data/disk0.img', exclusive: true }];
-    await pair.command('alpha', 'blockdev-reopen', { options });
+    await reopen(pair);
     await pair.until(() => pair.side('alpha').daemon.state.error === null);
     await pair.world.complete(user.verify());
     await pair.world.complete(user.flush());
     assert.equal((await pair.status('alpha')).disks[0]?.missingBytes, 0);
     assert.equal(pair.phase('alpha'), 'in-step');
     pair.assertEqual();
+  }
+});
+
+test('pair 8: an image that was opened anew is believed by a sync with a secondary that returns, too', async () => {
+  for (let seed = 470; seed < 474; seed++) {
+    const pair = await paired(seed);
+    const user = await failSync(pair, 'alpha');
+    pair.kill('beta');
+    await pair.until(() => pair.phase('alpha') === 'alone');
+    await reopen(pair);
+    await pair.world.complete(user.verify());
+    await pair.world.complete(user.flush());
+    await pair.start('beta');
+    await pair.inStep(20_000);
+    pair.assertEqual();
+  }
+});
+
+test('a flush of its own that fails is told to users of a primary, too: what they read is gone', async () => {
+  for (let seed = 490; seed < 494; seed++) {
+    const pair = await paired(seed);
+    const user = await pair.connect('alpha');
+    pair.kill('beta');
+    await pair.until(() => pair.phase('alpha') === 'alone');
+    for (let block = 0; block < 8; block++) await pair.world.complete(user.write(block));
+    const fault = pair.world.fault('alpha', { operation: 'sync', path: '/data/disk0.img', errno: 'EIO', count: 1 });
+    await pair.start('beta');
+    await pair.until(() => fault.met > 0);
+    await pair.until(() => pair.phase('alpha') === 'alone');
+    await assert.rejects(pair.world.complete(user.read(1)), /EIO/);
+    await assert.rejects(pair.world.complete(user.write(2)), /EIO/);
+    assert.match((await pair.status('alpha')).disks[0]?.error ?? '', /may be lost/);
   }
 });
 

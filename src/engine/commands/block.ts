@@ -1,5 +1,6 @@
 /** The commands about the graph. */
 import type { z } from 'zod';
+import { allPermissions } from '../../block/child.ts';
 import type { Graph, NodeInfo } from '../../block/graph-view.ts';
 import type { ReopenRequest } from '../../block/reopen.ts';
 import type { Host } from '../../host/host.ts';
@@ -21,6 +22,7 @@ export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
       return graph.remove(args['node-name']);
     },
     'blockdev-reopen': ({ options }) => graph.reopen(options.map((given) => reopenRequest(graph, given))),
+    'x-blockdev-flush': (args) => flush(graph, args['node-name']),
     'x-blockdev-change': ({ parent, child, node }) => {
       if ((child === undefined) === (node === undefined)) {
         throw new BlockError(
@@ -55,6 +57,16 @@ export function blockCommands(engine: Engine): Handlers<typeof blockSchema> {
     },
     'query-blockstats': (args) => (args['query-nodes'] === true ? [] : engine.exports.list().map(describeStats)),
   };
+}
+
+async function flush(graph: Graph, nodeName: string): Promise<void> {
+  const parent = { description: 'x-blockdev-flush', drainBegin: () => undefined, drainEnd: () => undefined };
+  const use = await graph.use(nodeName, parent, { needs: 0, shares: allPermissions });
+  try {
+    await use.node.flush();
+  } finally {
+    await use.release();
+  }
 }
 
 function describeNodes(engine: Engine, nodes: readonly NodeInfo[]): Promise<z.input<typeof blockDeviceInfo>[]> {

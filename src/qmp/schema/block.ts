@@ -121,6 +121,12 @@ export const blockSchema = [
     returns: nothing,
   }),
   defineCommand({
+    name: 'x-blockdev-flush',
+    summary: 'Makes durable what a node holds, as the flush of a client does: one that fails counts for all (ours).',
+    arguments: z.strictObject({ 'node-name': nodeName }),
+    returns: nothing,
+  }),
+  defineCommand({
     name: 'x-blockdev-change',
     summary: 'Gives a node (a quorum) one more child, or takes one away: exactly one of `child` and `node`.',
     arguments: z.strictObject({
