@@ -61,9 +61,20 @@ export class FileNode implements DriverNode {
   }
 
   read(offset: number, into: Uint8Array): Done {
-    if (!this.ranges.idle) return this.ranges.run(offset, into.length, true, () => this.trusted.read(offset, into));
-    const done = this.trusted.read(offset, into);
+    if (!this.ranges.idle) return this.ranges.run(offset, into.length, true, () => this.readNow(offset, into));
+    const done = this.readNow(offset, into);
     return done === undefined ? undefined : this.ranges.holdUntil(done, offset, into.length, true);
+  }
+
+  private readNow(offset: number, into: Uint8Array): Done {
+    const done = this.trusted.read(offset, into);
+    return done === undefined ? undefined : this.stillTrusted(done);
+  }
+
+  /** What a read that took time has seen may be what stood there before writes that the system dropped meanwhile. */
+  private async stillTrusted(done: Promise<void>): Promise<void> {
+    await done;
+    if (this.syncs.failed !== null) throw this.syncs.failed;
   }
 
   write(offset: number, from: Uint8Array, flags: WriteFlags): Done {

@@ -140,6 +140,26 @@ test('a flush of its own that fails is told to users of a primary, too: what the
   }
 });
 
+test('what a read that was under way has seen of a disk which fails a sync is not answered', async () => {
+  let refused = 0;
+  for (let seed = 480; seed < 496; seed++) {
+    const pair = await paired(seed, { atOnce: 0 });
+    const user = await pair.connect('alpha');
+    for (let block = 0; block < 8; block++) await pair.world.complete(user.write(block));
+    pair.world.fault('alpha', { operation: 'sync', path: '/data/disk0.img', errno: 'EIO', count: 1 });
+    const slow = pair.world.fault('alpha', { operation: 'read', path: '/data/disk0.img', delayMs: 200 });
+    const reads = [0, 1, 2, 3].map((block) => user.verifyOne(block));
+    reads.push(user.flush());
+    const settled = pair.world.complete(Promise.allSettled(reads));
+    for (const one of await settled) {
+      if (one.status === 'rejected') assert.match(String(one.reason), /EIO/);
+      refused += one.status === 'rejected' ? 1 : 0;
+    }
+    assert.ok(slow.met >= 4);
+  }
+  assert.ok(refused > 16, `${refused}`);
+});
+
 test('pair 8: a secondary that comes back meanwhile is not made incomplete by a disk that cannot be read', async () => {
   for (let seed = 460; seed < 464; seed++) {
     const pair = await paired(seed);
