@@ -84,7 +84,7 @@ export class PairDisks {
 
   /** After a flush that failed: only nodes that are opened anew can be believed (record-log.md 4). */
   async reopenDisks(): Promise<void> {
-    await this.overlays.close();
+    await this.overlays.distrust();
     for (const disk of this.disks) {
       // What an earlier attempt has not opened is not there; what is still in use keeps its name, and opening fails.
       await this.#quietly('blockdev-del', { 'node-name': `${disk.name}-local` });

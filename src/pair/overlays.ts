@@ -14,6 +14,7 @@ import type { QmpTarget } from '../qmp/target.ts';
 import { BlockError, toBlockError } from '../util/errors.ts';
 import { deferred } from '../util/later.ts';
 import type { DiskConfig, PairConfig } from './config.ts';
+import { rollBackDisk } from './roll-back.ts';
 
 const userServer = 'nbd';
 const replicationServer = 'replication';
@@ -43,6 +44,8 @@ export class PairOverlays {
   #open = false;
   /** D-top stands above the overlays */
   #filters = false;
+  /** a disk has failed a sync in this process, and what its checkpoint was kept in is gone */
+  #unsynced = false;
   /** the disks hold still for a checkpoint */
   #prepared = false;
   /** D-top stands above the disk, which has taken their place: what a primary serves, and none of our business */
@@ -111,6 +114,14 @@ export class PairOverlays {
     if (this.#open) await this.#deleteOverlays();
   }
 
+  /** A disk failed a sync: with `sync: false` the checkpoint stood on what may be lost now. No start may show it. */
+  async distrust(): Promise<void> {
+    await this.close();
+    if (this.#config.store !== 'overlays' || this.#config.overlays.sync) return;
+    this.#unsynced = true;
+    await this.remove();
+  }
+
   async #deleteOverlays(): Promise<void> {
     for (const node of this.#disks.flatMap(({ name }) => this.nodesOf(name))) {
       await this.#quietly('blockdev-del', { 'node-name': node });
@@ -141,7 +152,7 @@ export class PairOverlays {
     const disk = { name };
     const path = this.#path(disk, kind);
     const made = await this.#makeFile(path);
-    let why = made && kept ? `${path} is missing` : null;
+    let why = made && kept ? (this.#unsynced ? unsyncedText : `${path} is missing`) : null;
     try {
       await this.#addNode(disk.name, kind, path, epoch);
     } catch (error) {
@@ -321,28 +332,18 @@ export class PairOverlays {
    */
   async rollBack(epoch: number): Promise<string | null> {
     const lost = await this.#addAll(['hidden'], epoch, true);
-    if (lost === null) for (const { name } of this.#disks) await this.#commitHidden(name);
+    if (lost === null) for (const { name } of this.#disks) await rollBackDisk(this.#engine, name);
     await this.close();
+    if (lost === null) await this.#dropActive();
     return lost;
   }
 
-  async #commitHidden(name: string): Promise<void> {
-    const id = `roll-back-${name}`;
-    const ended = deferred();
-    ended.promise.catch(() => undefined);
-    const unsubscribe = this.#engine.subscribe(({ event, data }) => {
-      if (data.device !== id) return;
-      if (event === 'BLOCK_JOB_READY') this.#run('job-complete', { id }).catch(ended.reject);
-      if (event === 'BLOCK_JOB_CANCELLED') ended.reject(new BlockError('cancelled', `${id} was cancelled`));
-      if (event !== 'BLOCK_JOB_COMPLETED') return;
-      if (typeof data.error === 'string') ended.reject(new BlockError('io-error', `disk ${name}: ${data.error}`));
-      else ended.resolve();
-    });
-    try {
-      await this.#run('block-commit', { 'job-id': id, device: `${name}-hidden`, 'base-node': `${name}-local` });
-      await ended.promise;
-    } finally {
-      unsubscribe();
+  /** Made anew: what the view's user wrote is gone, and may not be found lost. */
+  async #dropActive(): Promise<void> {
+    for (const disk of this.#disks) {
+      const path = this.#path(disk, 'active');
+      await this.#host.files.remove(path);
+      await this.#makeFile(path);
     }
   }
 
@@ -436,6 +437,8 @@ export class PairOverlays {
 
 /** A record of 4 KiB with its header, and the start of a new block after each sync: bytes of log for a byte kept. */
 const recordOverhead = 1.05;
+
+const unsyncedText = 'a disk failed a sync, and with overlays.sync: false the checkpoint was not made durable before';
 
 function failedTakeover({ node, error }: MemberRow): BlockError {
   return new BlockError(
