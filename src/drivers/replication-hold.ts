@@ -224,7 +224,7 @@ export class HoldLink implements ReplicationLink, LinkMember, StreamOwner {
   /** The other side was given what the local disk does not have: sent again from what that reads (pair.md 8). */
   private diverged(offset: number, length: number): void {
     const news = this.marks.markDiverged(offset, length);
-    this.stream?.dropWaiting(offset, length);
+    this.stream?.diverge(offset, length);
     if (news && forwards(this.group.mode)) {
       this.context.emit('REPLICATION_DIVERGED', { node: this.nodeName, offset, length });
     }

@@ -46,6 +46,8 @@ interface WaitingRequest extends StreamRequest {
   at: number;
   /** pieces sent that the child has not answered; counted only where the caller's bytes are borrowed */
   pending: number;
+  /** what is sent of it from now on is missing all the same */
+  diverged: boolean;
   readonly done: Deferred;
 }
 
@@ -121,7 +123,7 @@ export class ReplicationStream implements FlushOwner {
     if (early && free && !this.skips(offset, length) && this.place(offset, length, from, flags, null)) {
       return this.down === null ? undefined : Promise.reject(this.down);
     }
-    const request: WaitingRequest = { offset, length, from, flags, early, at: offset, pending: 0, done: deferred() };
+    const request = waiting({ offset, length, from, flags, early });
     const placed = this.line.length === 0 && this.advance(request);
     const { promise } = request.done;
     if (this.down !== null) {
@@ -152,6 +154,7 @@ export class ReplicationStream implements FlushOwner {
         const bytes = from === null ? null : from.subarray(at - offset, placedTo - offset);
         if (!this.place(at, placedTo - at, bytes, request.flags, request.early ? null : request)) return false;
         if (this.down !== null) return false;
+        if (request.diverged) this.marks.markDiverged(at, placedTo - at);
       }
       request.at = placedTo;
     }
@@ -324,16 +327,9 @@ export class ReplicationStream implements FlushOwner {
   copy(hold: TakenRange, bytes: Uint8Array | null, flags: WriteFlags): Done {
     if (this.down !== null) throw this.down;
     const { offset, length } = hold;
-    const request: WaitingRequest = {
-      offset,
-      length,
-      from: bytes,
-      flags,
-      early: false,
-      at: offset + length,
-      pending: 1,
-      done: deferred(),
-    };
+    const request = waiting({ offset, length, from: bytes, flags, early: false });
+    request.at = offset + length;
+    request.pending = 1;
     this.marks.markCopied(offset, length);
     this.markSpoiled(hold);
     const sent = this.enter(offset, length);
@@ -355,14 +351,15 @@ export class ReplicationStream implements FlushOwner {
   }
 
   /**
-   * The local disk failed a write: nothing of it that still waits in line is sent after its range was marked, and a
-   * copy that is reading there leaves the mark.
+   * The local disk failed a write: nothing of it that still waits in line is sent after its range was marked. Others in
+   * the range (it failed a flush) are sent, and leave the mark; so does a copy that is reading there.
    */
-  dropWaiting(offset: number, length: number): void {
+  diverge(offset: number, length: number): void {
     this.spoil(offset, length);
     for (const request of this.line) {
       if (request.offset >= offset + length || offset >= request.offset + request.length) continue;
-      request.at = request.offset + request.length;
+      if (request.offset === offset && request.length === length) request.at = offset + length;
+      else request.diverged = true;
     }
     this.pump();
   }
@@ -439,6 +436,10 @@ export class ReplicationStream implements FlushOwner {
     this.idleWaiter?.resolve();
     this.idleWaiter = null;
   }
+}
+
+function waiting(asked: StreamRequest): WaitingRequest {
+  return { ...asked, at: asked.offset, pending: 0, diverged: false, done: deferred() };
 }
 
 /** Of a write for which the link has no room as a whole: whole pieces of this many bytes, where the disk has them. */

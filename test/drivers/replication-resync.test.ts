@@ -284,6 +284,35 @@ test('pair 8: what the local disk failed to write while a copy of it was being r
   assert.deepEqual(remote.content.subarray(0, block), local.content.subarray(0, block));
 });
 
+test('pair 1, 8: acknowledge=remote: a write in line when a local flush fails is answered only with the other side', async () => {
+  const world = new ReplicationWorld();
+  const disk = await world.pairDisk('d', length, {
+    granularity: block,
+    acknowledge: 'remote',
+    'window-bytes': 4096,
+    'stall-ms-max': 9,
+  });
+  const { local, remote, use } = disk;
+  await world.connect(disk);
+  world.group.links.setMode('in-sync');
+  remote.mode = 'by-hand';
+  // As much as may be under way at first; the next one waits for room.
+  const first = watch(() => use.node.write(0, bytes(16 * block, 1), 0));
+  const second = watch(() => use.node.write(20 * block, bytes(block, 2), 0));
+  local.failing.set('flush', new BlockError('io-error', 'bad disk'));
+  const flush = watch(() => use.node.flush());
+  await settleTurns();
+  assert.deepEqual([first.done, second.done], [false, false]);
+  for (let i = 0; i < 6; i += 1) {
+    remote.answerAll();
+    await settleTurns();
+  }
+  assert.ok(first.done && second.done);
+  assert.equal(flush.error?.message, 'bad disk');
+  assert.equal(remote.content[20 * block], 2);
+  assert.equal(world.group.links.find('d-replication').missingBytes, length, 'all of it is sent again from the disk');
+});
+
 test('pair 10: target-is-zero is believed only where nothing was sent since', async () => {
   const world = new ReplicationWorld();
   const disk = await world.pairDisk('d', length, { granularity: block });
