@@ -346,13 +346,25 @@ function listenError(address: SocketAddress, error: unknown): BlockError {
   return toBlockError(error, where);
 }
 
+/** What a person makes of the system's word. */
+const unreachable: Readonly<Record<string, string>> = {
+  ECONNREFUSED: 'nothing listens there',
+  ENOENT: 'there is no such socket',
+  EHOSTUNREACH: 'that host cannot be reached',
+  ENETUNREACH: 'there is no way to that network',
+  ENOTFOUND: 'there is no host of that name',
+  EAI_AGAIN: 'the name cannot be looked up now',
+};
+
 function connectError(address: SocketAddress, error: Error): BlockError {
   const where = `connect to ${addressText(address)}`;
   if (isCode(error, 'ETIMEDOUT')) return new BlockError('timed-out', `${where}: no answer`, { cause: error });
   // Several addresses of one name failed: the sentence of the first says as much as any.
   const first: unknown = error instanceof AggregateError ? error.errors[0] : error;
   const { errno } = toBlockError(first);
-  const text = first instanceof Error ? first.message : String(first);
+  const code = first instanceof Error && 'code' in first ? String(first.code) : '';
+  const known = unreachable[code];
+  const text = known !== undefined ? `${known} (${code})` : first instanceof Error ? first.message : String(first);
   return new BlockError('connection-failed', `${where}: ${text}`, { errno, cause: error });
 }
 

@@ -235,7 +235,7 @@ export class PairDaemon implements QmpTarget {
     const notice = noticeOf(this.#state);
     const ends = phase === 'stopping' || phase === 'stopped';
     if (isInSync(this.#state)) this.#noticed = null;
-    else if (notice !== null && notice !== this.#noticed && !ends) {
+    else if (notice !== null && notice !== this.#noticed && !ends && this.#state.session === null) {
       this.#noticed = notice;
       this.#log({ level: 'info', message: notice });
     }

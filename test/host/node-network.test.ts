@@ -5,7 +5,7 @@ import { existsSync, writeFileSync } from 'node:fs';
 import * as net from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import type { HostStream, StreamReceiver } from '../../src/host/host.ts';
+import type { HostStream, SocketAddress, StreamReceiver } from '../../src/host/host.ts';
 import { createHost } from '../../src/host/index.ts';
 import { BlockError } from '../../src/util/errors.ts';
 import { run } from '../support/process.ts';
@@ -43,6 +43,18 @@ test('an address that is not ours, and a folder that is not there, are refused i
     BlockError,
   );
   await fails('connection-failed', path, () => host.network.connect({ type: 'unix', path }));
+});
+
+test('who cannot be connected to is told in words, with the name of the error and the address once', async (t) => {
+  const messageOf = (address: SocketAddress): Promise<string> =>
+    host.network.connect(address).then(
+      () => assert.fail('connected'),
+      (error: Error) => error.message,
+    );
+  const closed = await messageOf({ type: 'inet', host: '127.0.0.1', port: 1 });
+  assert.equal(closed, 'connect to 127.0.0.1:1: nothing listens there (ECONNREFUSED)');
+  const path = join(await temporaryFolder(t), 's');
+  assert.equal(await messageOf({ type: 'unix', path }), `connect to unix:${path}: there is no such socket (ENOENT)`);
 });
 
 test('nothing arrives, and nothing is read, before start and while paused', async (t) => {
