@@ -7,7 +7,8 @@
  * Invariants: the index holds blocks of the present epoch only, and only such whose record was written; emptying raises
  * the epoch, at a cost that does not depend on what the overlay held (record-log.md 8); it reads back after a crash.
  * Blocks are `granularity` bytes; a write of a part of a block takes the rest from what is read there now, under a
- * range lock (record-log.md 7). An overlay whose content is lost opens, and refuses all I/O until it is emptied.
+ * range lock (record-log.md 7). An overlay whose content is lost (damaged, or of a later epoch) opens, and refuses all
+ * I/O until it is emptied.
  */
 import { z } from 'zod';
 import type { Child } from '../block/child.ts';
@@ -78,6 +79,7 @@ async function openShadow(
   const where = `overlay '${context.nodeName}'`;
   const index = new BlockIndex();
   let epoch = options.epoch ?? 1;
+  let newest = 0;
   const log = await RecordLog.open(
     logFile(file, context),
     context.host.random,
@@ -101,6 +103,7 @@ async function openShadow(
       }
       epoch = options.epoch ?? known.epoch;
       return (header, position) => {
+        newest = Math.max(newest, header.epoch);
         if (header.epoch !== epoch) return;
         const isZero = header.kind === recordKinds.zero;
         const isWhole = isZero ? header.payloadBytes === 0 : header.payloadBytes === header.length;
@@ -112,6 +115,8 @@ async function openShadow(
       };
     },
   );
+  // What was changed for the first time in a later epoch was kept for that one only.
+  if (newest > epoch) log.lost ??= `it holds epoch ${newest}, and its group says ${epoch}`;
   if (log.lost === null) log.keepLivesOf(positionsOf(index));
   return new Shadow({
     log,

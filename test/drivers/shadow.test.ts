@@ -7,12 +7,12 @@ import { parent, testGraph, writer } from '../block/fixture.ts';
 
 const size = 64 * 4096;
 
-async function overlay(epoch?: number) {
+async function overlay(given?: number) {
   const { graph } = testGraph();
   await graph.add({ driver: 'memory', 'node-name': 'log', size: 0 });
-  const group = epoch === undefined ? {} : { epoch };
   const small = { 'grow-bytes': 65536, 'reuse-bytes': 65536 };
-  const open = async () => {
+  const open = async (epoch = given) => {
+    const group = epoch === undefined ? {} : { epoch };
     await graph.add({ driver: 'shadow', 'node-name': 'top', file: 'log', size, ...small, ...group });
     const use = await graph.use('top', parent('the test'), writer);
     const node: DriverNode = graph.find('top').node;
@@ -80,6 +80,24 @@ test('record-log 2: damage is said and refuses I/O, at each opening, until the o
   const sector = new Uint8Array(512);
   await node.read(0, sector);
   assert.deepEqual([sector[0], node.info?.()['checkpoint-lost']], [3, null]);
+});
+
+test('record-log 8: an epoch that has gone back leads to no checkpoint: what it had is not all there any more', async () => {
+  const { open } = await overlay();
+  const first = await open(5);
+  await first.node.write(0, new Uint8Array(4096).fill(1), 0);
+  epochal(first.node)?.emptyAt(6);
+  await first.node.write(4096, new Uint8Array(4096).fill(2), 0);
+  await first.close();
+  // Its owner's file was damaged, say, and the copy of it that is left is the older one.
+  const back = await open(5);
+  assert.match(String(back.node.info?.()['checkpoint-lost']), /holds epoch 6, and its group says 5/);
+  await assert.rejects(async () => back.node.read(0, new Uint8Array(512)), { code: 'bad-image' });
+  epochal(back.node)?.emptyAt(6);
+  await back.node.write(8192, new Uint8Array(4096).fill(3), 0);
+  await back.close();
+  const again = await open(6);
+  assert.equal(again.node.info?.()['held-bytes'], 4096);
 });
 
 test('record-log 4: after a failed sync nothing is read that may be lost, also when the file works again', async () => {
