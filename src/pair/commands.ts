@@ -10,6 +10,7 @@ import {
   aloneRecord,
   answer,
   commit,
+  goAlone,
   goingBackTo,
   plan,
   proofOfBoth,
@@ -210,7 +211,14 @@ const resolveRows: readonly Row[] = [
     'a person says that nobody else serves: a new generation, then serves',
     (state, _, given) => busy(state, 'start-alone') ?? serveAlone(pending(state, 'start-alone'), given, true),
   ),
-  row(except('waiting', 'handing-over'), 'command start-alone', 'the same', 'refused', (state) =>
+  row(
+    'joining',
+    'command start-alone',
+    'going-alone',
+    'the same, where the other side opens no exports: its disk may hang',
+    (state, _, given) => busy(state, 'start-alone') ?? goAlone(pending(state, 'start-alone'), given, 'serves alone'),
+  ),
+  row(except('waiting', 'handing-over', 'joining'), 'command start-alone', 'the same', 'refused', (state) =>
     reply(
       state,
       'start-alone',

@@ -257,7 +257,8 @@ export function join(state: PairState, exports: Readonly<Record<string, string>>
       // The saved bitmaps say what may differ; another life of the other side has lost none of the proven rest.
       { do: 'mark', what: 'unproven' },
       { do: 'attach', exports, theirs: session.theirs },
-      commit({ cleanStop: null, peer: peerOf(state) }),
+      // Who says that it is the target has refused what was offered.
+      commit({ cleanStop: null, handingOver: null, peer: peerOf(state) }),
       { do: 'set-mode', mode: 'in-sync' },
       { do: 'open-exports' },
       send({ type: 'in-step' }),

@@ -154,7 +154,8 @@ export function noticeOf(state: PairState): string | null {
   if (state.phase === 'following' && state.pending !== null && !state.forced) {
     return `waits for ${peer} to hand over; \`failover --force\` stops it, for a disk there that hangs`;
   }
-  if (state.phase === 'waiting') return `waits for ${peer}; \`start --alone\` serves without it`;
+  if (state.phase === 'waiting' || state.phase === 'joining')
+    return `waits for ${peer}; \`start --alone\` serves without it`;
   if (state.phase === 'handing-over') {
     return `was handing over to ${peer} and waits for it; \`start --alone\` takes it back`;
   }

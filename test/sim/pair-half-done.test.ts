@@ -118,3 +118,18 @@ test('pair 8: a range that diverged is tried again also where a checkpoint was u
   assert.equal((await pair.status('alpha')).disks[0]?.missingBytes, 0);
   pair.assertEqual();
 });
+
+test('pair 15: an offer that could not be withdrawn at once is withdrawn when both are in step again', async () => {
+  const pair = await paired(7);
+  await writeSome(pair, 'alpha');
+  const { daemon } = pair.side('alpha');
+  daemon.execute('pair-switch').catch(() => undefined);
+  await pair.until(() => daemon.state.record.handingOver !== null);
+  pair.kill('beta');
+  await pair.until(() => pair.phase('alpha') === 'handing-over');
+  pair.world.fault('alpha', { operation: 'write', path: '/data/group', errno: 'EIO', count: 1 });
+  await pair.start('beta');
+  await pair.inStep();
+  assert.equal(daemon.state.record.handingOver, null);
+  pair.assertEqual();
+});

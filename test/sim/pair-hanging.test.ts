@@ -95,3 +95,23 @@ test('pair 15: the primary is lost in a switchover: what the failover goes to is
     assert.deepEqual(await pair.world.complete(late.read(1)), [config === standby ? after : before]);
   }
 });
+
+test('pair 13: a secondary that hangs while it is joined keeps nobody from serving alone', async () => {
+  const pair = await paired(5);
+  await writeSome(pair, 'alpha');
+  for (const side of ['alpha', 'beta'] as const) await pair.stop(side);
+  await pair.start('beta');
+  await pair.until(() => pair.phase('beta') === 'detached');
+  const fault = pair.world.fault('beta', { operation: 'sync', path: '/data/group', delayMs: forEver });
+  await pair.start('alpha');
+  await pair.until(() => pair.phase('alpha') === 'joining');
+  await pair.world.runFor(10_000);
+  assert.match((await pair.status('alpha')).notice ?? '', /waits for beta; `start --alone`/);
+  await pair.command('alpha', 'pair-start', { alone: true });
+  await verify(pair, 'alpha');
+  fault.remove();
+  pair.kill('beta');
+  await pair.start('beta');
+  await pair.inStep();
+  pair.assertEqual();
+});
