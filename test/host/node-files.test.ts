@@ -47,6 +47,28 @@ for (const what of ['punchHole', 'zeroRange'] as const)
     }
   });
 
+test('a close waits for calls on threads, those in line too, and for syncs', async (t) => {
+  const folder = await temporaryFolder(t);
+  const ends: string[] = [];
+  const open = async (name: string) => {
+    const file = await host.files.open(join(folder, name), { access: 'write', create: 'exclusive', threads: true });
+    await file.write(0, pattern(8 << 20, 1));
+    return file;
+  };
+  const read = await open('read');
+  const reads = Array.from({ length: 20 }, async (_, i) => {
+    await read.read(i * 4096, new Uint8Array(4096));
+    ends.push('read');
+  });
+  await read.close();
+  assert.equal(ends.length, 20);
+  const synced = await open('synced');
+  const syncing = synced.sync().then(() => void ends.push('sync'));
+  await synced.close();
+  assert.equal(ends.length, 21);
+  await Promise.all([...reads, syncing]);
+});
+
 test('a punched range gives its space back, as du sees it', async (t) => {
   const path = join(await temporaryFolder(t), 'f');
   const file = await create(host, path);
