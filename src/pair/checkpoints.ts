@@ -55,8 +55,8 @@ export function beginWanted(decision: Decision): Decision {
 }
 
 /** Lifted before the other side has answered, a barrier would let writes into the checkpoint of some disks only. */
-export function isBehindBarrier({ self, checkpointing }: PairState): boolean {
-  return self.lockStep && checkpointing;
+export function isBehindBarrier({ self, checkpointing, plan }: PairState): boolean {
+  return self.lockStep && (checkpointing || plan === 'end-checkpoint');
 }
 
 /** Writers of a barrier go on. */
