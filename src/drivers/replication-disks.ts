@@ -19,7 +19,7 @@ import type { OpenContext } from '../block/driver.ts';
 import { epochal } from '../block/epochal.ts';
 import type { Graph, NodeInfo } from '../block/graph-view.ts';
 import type { BlockNode } from '../block/node.ts';
-import { blockOperations, type OpBlock } from '../block/op-blockers.ts';
+import { type BlockOperation, blockOperations, type OpBlock } from '../block/op-blockers.ts';
 import type { ReopenRequest } from '../block/reopen.ts';
 import { type Backup, startBackup } from '../jobs/backup.ts';
 import type { JobManager } from '../jobs/job.ts';
@@ -67,6 +67,9 @@ export function findParts(graph: Graph, filter: string, active: string): Seconda
     const text = `'${active}' and '${hidden.nodeName}' need the epoch of a group both, or neither`;
     throw new BlockError('invalid-option', text);
   }
+  // A job that has them already would change them past ours, or put others in their place.
+  checkFree(graph, hidden.nodeName, 'backup-target');
+  checkFree(graph, secondary.nodeName, 'backup-source');
   const { granularity, sync } = overlay.options;
   return {
     active,
@@ -76,6 +79,14 @@ export function findParts(graph: Graph, filter: string, active: string): Seconda
     ofGroup: epochal(overlay.node) !== null,
     durable: overlay.driver === 'shadow' && sync !== false,
   };
+}
+
+/** The job that has a node may have put a filter above it. @throws BlockError op-blocked */
+function checkFree(graph: Graph, nodeName: string, operation: BlockOperation): void {
+  graph.blockers.check(nodeName, operation);
+  const { isFilter, children } = graph.find(nodeName);
+  const below = isFilter ? children.find(({ role }) => role === 'filtered') : undefined;
+  if (below !== undefined) checkFree(graph, below.nodeName, operation);
 }
 
 /** The node on top: a root that has the filter in its tree, or is it. @throws BlockError */

@@ -58,6 +58,28 @@ test('replication-filter, start: where the secondary disk cannot be opened for w
   );
 });
 
+test('replication-filter, start: refused while a job, or another filter, has hidden or secondary', async (t) => {
+  const side = await sideOf(t);
+  await side.run('blockdev-add', { driver: 'memory', 'node-name': 'other', size: length });
+  await side.run('blockdev-mirror', { 'job-id': 'm', device: 'd-local', target: 'other', sync: 'full' });
+  // It would put its target in the place of the disk whose old content is kept.
+  await assert.rejects(side.start(), /node 'd-local' is busy.*job 'm'/);
+  assert.equal(await side.stage(), 'none');
+  await side.run('job-cancel', { id: 'm' });
+  await side.until('the end of the mirror', () => side.checked.engine.jobs.list().length === 0);
+  const filter = {
+    driver: 'replication',
+    mode: 'secondary',
+    'node-name': 'second',
+    'top-id': 'second',
+    file: 'd-active',
+  };
+  await side.run('blockdev-add', filter);
+  await assert.rejects(side.start(), /node 'd-(hidden|local)' is busy.*replication 'second' is running/);
+  await side.run('blockdev-del', { 'node-name': 'second' });
+  await side.start();
+});
+
 test('replication-filter, checkpoint: the job forgets nothing when the active disk could not be emptied', async (t) => {
   const side = await sideOf(t);
   const [s, top] = [await side.client('d-local'), await side.client('d-top')];
