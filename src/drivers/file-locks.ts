@@ -22,10 +22,16 @@ export class ImageLocks {
   private locks: HostFileLocks | null;
   private readonly off: boolean;
   private readonly exclusive: boolean;
+  /** what is announced from the opening on, whatever users do */
+  private readonly claimed: PermissionMask;
   private held = new Set<number>();
 
-  /** @throws BlockError `not-supported`: locking is on, and this host has no locks */
-  constructor(host: Host, file: HostFile, locking: 'auto' | 'on' | 'off', exclusive: boolean) {
+  /**
+   * @param exclusive no other program may write. Opened to be written, it counts as written at once: of two who want it
+   * so, and do not write yet, the second is refused
+   * @throws BlockError `not-supported`: locking is on, and this host has no locks
+   */
+  constructor(host: Host, file: HostFile, locking: 'auto' | 'on' | 'off', exclusive: boolean, readOnly: boolean) {
     if (locking === 'on' && file.locks === null) {
       throw new BlockError('not-supported', `${file.path}: locking=on, but this machine has no byte locks`);
     }
@@ -34,6 +40,7 @@ export class ImageLocks {
     this.off = locking === 'off';
     this.locks = this.off ? null : file.locks;
     this.exclusive = exclusive;
+    this.claimed = exclusive && !readOnly ? permissionBits.write : 0;
   }
 
   /** `locked`: others see it; `unlocked`: there are no locks here; `off`: not wanted */
@@ -47,7 +54,7 @@ export class ImageLocks {
     if (this.locks === null) return;
     const forbids = (allPermissions & ~shares) | (this.exclusive ? permissionBits.write : 0);
     for (let attempt = 0; ; attempt += 1) {
-      const refused = this.take(this.locks, needs, forbids);
+      const refused = this.take(this.locks, needs | this.claimed, forbids);
       if (refused === null) return;
       if (attempt === retryCount) throw new BlockError('locked', `${this.path}: ${refused}`);
       const delayMs = retryMsMin + this.host.random.fraction() * (retryMsMax - retryMsMin);

@@ -62,7 +62,7 @@ export async function openImage(
     if (kind === 'block' && file.kind !== 'block') {
       throw new BlockError('invalid-option', `filename: ${options.filename} is not a block device: use driver 'file'`);
     }
-    const locks = new ImageLocks(context.host, file, options.locking, options.exclusive);
+    const locks = new ImageLocks(context.host, file, options.locking, options.exclusive, context.readOnly);
     await locks.change(0, 15);
     return new FileNode({ host: context.host, file, locks, readOnly: context.readOnly, openAgain: openFile });
   } catch (error) {

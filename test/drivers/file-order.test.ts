@@ -88,7 +88,7 @@ async function live(seed: number): Promise<void> {
   const random = new Random(seed);
   const file = new LateFile(random);
   const host = { clock: { endOfTurn: (call: () => void): void => void setImmediate(call) } } as unknown as Host;
-  const locks = new ImageLocks(host, file, 'off', false);
+  const locks = new ImageLocks(host, file, 'off', false, false);
   const node = new FileNode({ host, file, locks, readOnly: false, openAgain: async () => file });
   const model = new Uint8Array(size);
   const checks: Promise<void>[] = [];

@@ -47,6 +47,16 @@ test('image locks: both disks of a running pair are refused to qemu’s programs
   }
 });
 
+test('image locks: one image in two configurations is refused to the second daemon, though the first serves nobody yet', async (t) => {
+  const pair = await TestPair.make(t);
+  await pair.configure();
+  await pair.edit('b', './b/disk0.img', './a/disk0.img');
+  await pair.run('a', /waits for b/);
+  const second = await blockstep('run', '-c', pair.config('b'));
+  assert.equal(second.code, 3, second.stderr);
+  assert.match(second.stderr, /a\/disk0\.img: another program .* uses the image .*'write'/);
+});
+
 test('image locks: a pair does not begin on a disk that a VM holds, and says so with exit code 3', async (t) => {
   const pair = await TestPair.make(t);
   await pair.configure();
@@ -57,10 +67,7 @@ test('image locks: a pair does not begin on a disk that a VM holds, and says so 
   while (!lockedBytes(pair.image('b')).includes(201)) await new Promise((resolve) => setTimeout(resolve, 10));
   const refused = await blockstep('run', '-c', pair.config('b'));
   assert.equal(refused.code, 3, refused.stderr);
-  assert.match(
-    refused.stderr,
-    /disk0\.img: another program \(a VM, .*\) uses the image for 'write', which is not to be shared/,
-  );
+  assert.match(refused.stderr, /disk0\.img: another program \(a VM, .*\) uses the image and does not allow 'write'/);
   vm.kill();
   await vm.exited;
   await pair.run('b');
