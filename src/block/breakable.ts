@@ -7,8 +7,8 @@ import type { BlockNode } from './node.ts';
 
 export interface Breakable {
   /**
-   * Calls the listener each time the connection breaks, in the tick in which that is seen. Returns how to stop
-   * listening.
+   * Calls the listener each time the connection breaks, in the tick in which that is seen; if it is broken already, in
+   * the next microtask. Returns how to stop listening.
    */
   onBroken(listener: (error: BlockError) => void): () => void;
   /**

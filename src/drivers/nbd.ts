@@ -202,6 +202,8 @@ class NbdNode implements DriverNode, Breakable {
 
   onBroken(listener: (error: BlockError) => void): () => void {
     this.#listeners.add(listener);
+    const { error } = this.#link;
+    if (error !== null) queueMicrotask(() => listener(error));
     return () => this.#listeners.delete(listener);
   }
 

@@ -312,6 +312,20 @@ test('pair 6: breakConnection frees what waits for a server that hangs, for good
   await graph.remove('n');
 });
 
+test('pair 5: who begins to listen when the connection is lost already hears of it', async (t) => {
+  const server = await serve(t);
+  const { node } = await open(t, server.options);
+  await server.down();
+  await until(() => node.info?.().connected === false);
+  const broken: BlockError[] = [];
+  asBreakable(node)?.onBroken((error) => broken.push(error));
+  await Promise.resolve();
+  assert.deepEqual(
+    broken.map(({ code }) => code),
+    ['connection-lost'],
+  );
+});
+
 for (const block of [512, 4096]) {
   test(`any range works over a server that takes only multiples of ${block} bytes`, async (t) => {
     const server = await serve(t, { blockSizes: [block, 4096, 65_536] });

@@ -313,6 +313,15 @@ test('pair 1, 8: acknowledge=remote: a write in line when a local flush fails is
   assert.equal(world.group.links.find('d-replication').missingBytes, length, 'all of it is sent again from the disk');
 });
 
+test('pair 5: a connection that was lost before the filter took it is no connection', async () => {
+  const world = new ReplicationWorld();
+  const disk = await world.pairDisk('d', length);
+  disk.remote.breakConnection('gone already');
+  await world.connect(disk);
+  assert.equal(world.told('REPLICATION_LINK').length, 1);
+  assert.throws(() => world.group.links.setMode('in-sync'), /node 'd-replication' is not connected/);
+});
+
 test('pair 10: target-is-zero is believed only where nothing was sent since', async () => {
   const world = new ReplicationWorld();
   const disk = await world.pairDisk('d', length, { granularity: block });

@@ -166,6 +166,8 @@ export class TestDisk implements DriverNode {
 
   onBroken(listener: (error: BlockError) => void): () => void {
     this.brokenListeners.add(listener);
+    const { broken } = this;
+    if (broken !== null) queueMicrotask(() => listener(broken));
     return () => this.brokenListeners.delete(listener);
   }
 
