@@ -1,7 +1,8 @@
 /** Scenes in which a side is killed with -9 during a resync beside the last checkpoint (pair.md 11, 16). */
 import assert from 'node:assert/strict';
+import type { SideName } from './history.ts';
 import type { OverlayScene } from './overlay-scene.ts';
-import { checkExactly, copyState, type GroupState } from './overlay-truth.ts';
+import { checkExactly, copyState, type GroupState, stateOf } from './overlay-truth.ts';
 
 /**
  * The secondary returns after an absence, the primary's user writing all the time, and whoever is picked is killed
@@ -11,7 +12,7 @@ import { checkExactly, copyState, type GroupState } from './overlay-truth.ts';
 export async function killedInResync(
   scene: OverlayScene,
   fillBytes: number,
-): Promise<{ lost: string; mixture: boolean }> {
+): Promise<{ lost: string; mixture: boolean; wentBack: number }> {
   const { pair, random, truth } = scene;
   const user = await scene.user();
   user.begin();
@@ -33,6 +34,8 @@ export async function killedInResync(
     await scene.phase(primary, 'copying', 'settling', 'closing', 'in-step');
     shown = await scene.view(secondary);
   }
+  // Mostly there is something to go back from.
+  if (random.chance(0.8)) await changedBelow(scene, secondary);
   await scene.pass(random.pick([5, 50, 200]));
   const lost = random.pick(['primary', 'secondary', 'both'] as const);
   if (lost !== 'secondary') pair.kill(primary);
@@ -40,6 +43,7 @@ export async function killedInResync(
   // One that lives on may be about to note it.
   if (lost === 'primary') await scene.phase(secondary, 'detached');
   const mixture = scene.record(secondary).store === 'resync';
+  const below = lost === 'primary' ? null : scene.images(secondary);
   if (lost !== 'primary') {
     await pair.start(primary);
     // Without the other side it does not know whether that one serves.
@@ -51,6 +55,8 @@ export async function killedInResync(
   await user.leave().catch(() => undefined);
   const status = await scene.phase(secondary, 'detached');
   const view = await scene.view(secondary);
+  // Not only what users are shown: the disk itself went back.
+  if (mixture && below !== null) checkExactly(scene.images(secondary), view, 'the disk that went back');
   if (mixture) {
     if (shown !== null) checkExactly(view, shown, 'the view of a resync, before and after');
     // Every flush of the time in step, nothing of the time alone.
@@ -78,5 +84,23 @@ export async function killedInResync(
   truth.adopt(found);
   await scene.phase(secondary, 'alone');
   await scene.endsEqual();
-  return { lost, mixture };
+  return { lost, mixture, wentBack: below === null ? 0 : differing(below, view) };
+}
+
+/** The resync has begun to change the disk of this side, or has ended. */
+async function changedBelow(scene: OverlayScene, side: SideName): Promise<void> {
+  await scene.pair.until('the resync keeps old content', async () => {
+    const status = await scene.pair.status(side);
+    if (status?.store !== 'resync') return status?.phase === 'following';
+    return status.disks.some(({ hiddenBytes }) => hiddenBytes > 0);
+  });
+}
+
+function differing(one: GroupState, other: GroupState): number {
+  let blocks = 0;
+  for (const [disk, versions] of one) {
+    const theirs = stateOf(other, disk);
+    blocks += versions.reduce((sum, version, block) => sum + (version === theirs[block] ? 0 : 1), 0);
+  }
+  return blocks;
 }
