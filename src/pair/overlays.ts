@@ -90,14 +90,18 @@ export class PairOverlays {
     return null;
   }
 
-  /** All of these kinds are there afterwards, or none. @returns why the checkpoint is lost, or null */
+  /**
+   * All of these kinds are there afterwards, or none.
+   * @returns why the checkpoint is lost, or null; then they are to be closed and taken away
+   */
   async #addAll(some: readonly Kind[], epoch: number, kept: boolean): Promise<string | null> {
     this.#open = true;
     const lost: string[] = [];
     try {
       for (const disk of this.#disks) {
         for (const kind of some) {
-          const why = await this.#add(disk, kind, epoch, kept);
+          // One that is over another which is missing cannot be opened, and need not.
+          const why = lost.length > 0 && kept ? null : await this.#add(disk, kind, epoch, kept);
           if (why !== null) lost.push(why);
         }
       }
@@ -149,23 +153,26 @@ export class PairOverlays {
   }
 
   async #add({ name }: DiskConfig, kind: Kind, epoch: number, kept: boolean): Promise<string | null> {
-    const disk = { name };
-    const path = this.#path(disk, kind);
-    const made = await this.#makeFile(path);
-    let why = made && kept ? (this.#unsynced ? unsyncedText : `${path} is missing`) : null;
+    const { files } = this.#host;
+    const path = this.#path({ name }, kind);
+    // Not made anew before it is durable that nothing leads back: a start that found it empty would take it for whole.
+    if (kept && (await files.stat(path)) === null) return this.#unsynced ? unsyncedText : `${path} is missing`;
+    await this.#makeFile(path);
+    let why: string | null = null;
     try {
-      await this.#addNode(disk.name, kind, path, epoch);
+      await this.#addNode(name, kind, path, epoch);
     } catch (error) {
       const { code, message } = toBlockError(error);
       if (code !== 'bad-image') throw error;
       // Somebody may want to look at it; for us it holds nothing that can be believed.
-      await this.#quietly('blockdev-del', { 'node-name': `${disk.name}-${kind}-file` });
-      await this.#host.files.rename(path, `${path}.damaged`);
+      await this.#quietly('blockdev-del', { 'node-name': `${name}-${kind}-file` });
+      await files.rename(path, `${path}.damaged`);
+      if (kept) return message;
       await this.#makeFile(path);
-      await this.#addNode(disk.name, kind, path, epoch);
+      await this.#addNode(name, kind, path, epoch);
       why = message;
     }
-    return why ?? (await this.#infos()).get(`${disk.name}-${kind}`)?.['checkpoint-lost'] ?? null;
+    return why ?? (await this.#infos()).get(`${name}-${kind}`)?.['checkpoint-lost'] ?? null;
   }
 
   async #addNode(name: string, kind: Kind, path: string, epoch: number): Promise<void> {
@@ -182,18 +189,15 @@ export class PairOverlays {
     });
   }
 
-  /** @returns true: it was not there */
-  async #makeFile(path: string): Promise<boolean> {
+  async #makeFile(path: string): Promise<void> {
     const { files } = this.#host;
     const { folder } = this.#config.overlays;
-    const isThere = (await files.stat(path)) !== null;
-    if (!isThere) {
+    if ((await files.stat(path)) === null) {
       await files.makeFolder(folder);
       await (await files.open(path, { access: 'write', create: 'if-missing' })).close();
     }
     // Also a name that was found: the process that made it may have been killed before it was durable.
     await files.syncFolder(folder);
-    return !isThere;
   }
 
   // ------------------------------------------------------------ receiving, checkpoints

@@ -14,6 +14,7 @@ import type { PeerLink } from './link.ts';
 import { type Hello, rangesMax } from './messages.ts';
 import type { Differences, PairEvent, PairState, Plan, Step } from './pair-state.ts';
 import { type Bitmaps, isEmpty } from './ranges.ts';
+import { givenUp } from './restart.ts';
 import type { SyncWork } from './resync.ts';
 import { saveBitmaps } from './saved-bitmaps.ts';
 
@@ -298,18 +299,19 @@ export class PairRunner {
 
   /** What is lost is said, and left behind: the next checkpoint is made of what the disks hold (record-log.md 8). */
   async #openOverlays(): Promise<void> {
-    const { disks, state, log } = this.#parts;
+    const { disks, state, log, config } = this.#parts;
     const { record } = state();
     const kept = record.checkpoint !== null;
     const lost = await disks.overlays.open(record.epoch, kept);
     if (lost === null) return;
-    if (record.store === 'resync' || record.promoting !== null) {
-      throw new BlockError('bad-image', `the last checkpoint is lost: ${lost}`);
-    }
-    if (kept) log('warn', `the last checkpoint is lost: ${lost}`);
+    const text = `the last checkpoint is lost: ${lost}`;
     await disks.overlays.close();
+    if (record.promoting !== null) throw new BlockError('bad-image', text);
+    if (kept) log('warn', text);
+    await this.#commit(kept ? givenUp(record, config) : { epoch: record.epoch + 1 });
     await disks.overlays.remove();
-    await this.#commit({ checkpoint: null, epoch: record.epoch + 1 });
+    // A mixture that leads nowhere: another kind of sync begins.
+    if (record.store === 'resync') throw new BlockError('bad-image', text);
     await disks.overlays.open(record.epoch + 1, false);
   }
 

@@ -1,4 +1,4 @@
-/** Checkpoints of overlays with `sync: false` (record-log.md 8): what takes them away, and what does not. */
+/** Checkpoints that are lost (record-log.md 8, 9): what takes them along, and what does not; mostly `sync: false`. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Onlooker } from './checkpoint-onlooker.ts';
@@ -57,6 +57,54 @@ test('record log 8, 9: in lock-step what the view alone wrote takes nothing alon
     pair.kill('beta');
     await pair.start('beta');
     assert.equal(pair.side('beta').daemon.state.record.store, 'clean');
+    assert.equal(pair.failure, null);
+  }
+});
+
+test('pair 11: a resync whose checkpoint went with a failed sync goes on as one that leaves none', async () => {
+  for (let seed = 0; seed < 12; seed++) {
+    const resync = seed % 2 === 0 ? 'keep-checkpoint' : 'give-up-checkpoint';
+    const pair = await paired(seed, { config: { ...unsynced, resync } });
+    await writeSome(pair, 'alpha');
+    pair.kill('beta');
+    await pair.until(() => pair.phase('alpha') === 'alone');
+    const user = await pair.connect('alpha');
+    for (let block = 0; block < 64; block += 2) await pair.world.complete(user.write(block));
+    await pair.start('beta');
+    await pair.until(() => pair.phase('alpha') === 'copying');
+    const fault = pair.world.fault('beta', { operation: 'sync', path: '/data/disk0.img', errno: 'EIO', count: 1 });
+    await pair.until(() => fault.met > 0 && pair.phase('beta') === 'detached');
+    const { checkpoint, store } = pair.side('beta').daemon.state.record;
+    assert.deepEqual([checkpoint, store], [null, 'incomplete']);
+    await pair.inStep();
+    await look(pair);
+    pair.assertEqual();
+    assert.equal(pair.failure, null);
+  }
+});
+
+test('record log 9: an overlay that is missing has lost the checkpoint for every start, also one that is killed', async () => {
+  for (let io = 1; io < 40; io += 2) {
+    const pair = await paired(io, { config: { store: 'overlays', checkpointMs: null } });
+    await writeSome(pair, 'alpha');
+    await pair.command('alpha', 'pair-checkpoint');
+    await writeSome(pair, 'alpha');
+    pair.kill('alpha');
+    pair.kill('beta');
+    const { files } = pair.world.restart('beta');
+    await pair.world.complete(files.remove('/data/disk0.hidden'));
+    pair.world.kill('beta');
+    const first = pair.world.ioCount;
+    pair.world.onIo((count, host) => {
+      if (host === 'beta' && count === first + io) pair.kill('beta');
+    });
+    const begun = pair.begin('beta');
+    begun.catch(() => undefined);
+    await pair.world.runFor(1000);
+    pair.world.onIo(null);
+    if (pair.world.isAlive('beta')) pair.kill('beta');
+    await pair.start('beta');
+    assert.equal(pair.side('beta').daemon.state.record.checkpoint, null, `killed at ${io}`);
     assert.equal(pair.failure, null);
   }
 });
