@@ -3,11 +3,14 @@ import assert from 'node:assert/strict';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
+import { copiesBeforeWrite } from '../../src/block/copies-before-write.ts';
 import { writeFlags } from '../../src/block/node.ts';
 import { attempt } from '../../src/util/later.ts';
 import { parent, writer } from '../block/fixture.ts';
+import { settleTurns } from '../drivers/replication-world.ts';
 import { temporaryFolder } from '../support/temp.ts';
-import { assertFilled, eio, fill, Secondary, type SecondaryOptions } from './replication-secondary-world.ts';
+import { checkedEngine, memoryNode } from './checked.ts';
+import { assertFilled, contentOf, eio, fill, Secondary, type SecondaryOptions } from './replication-secondary-world.ts';
 
 const length = 2 * 2 ** 20;
 const blkdebug = { driver: 'blkdebug', image: { driver: 'memory', size: length } };
@@ -80,6 +83,32 @@ test('replication-filter, start: refused while a job, or another filter, has hid
   await side.start();
 });
 
+test('record-log 8: old content that could not be made durable is not taken for kept by a later write', async (t) => {
+  const side = await sideOf(t);
+  const [s, top] = [await side.client('d-local'), await side.client('d-top')];
+  await fill(s, 0, 4096, 1);
+  await side.start();
+  await fault(side, 'd-hidden-file', { operation: 'write', errno: undefined, 'delay-ms': 5 });
+  await fault(side, 'd-hidden-file', { operation: 'flush', skip: 1 });
+  for (let attempts = 0; attempts < 2; attempts += 1) await eio(fill(s, 0, 4096, 2));
+  await assertFilled(s, 0, 4096, 1);
+  await side.stop();
+  await assert.rejects(contentOf(top, 0, 4096), 'what hidden holds may be lost');
+});
+
+test('record-log 9: of what was kept only whole blocks are taken for copied', async (t) => {
+  const { execute, engine } = checkedEngine(t);
+  for (const name of ['disk', 'old']) await execute('blockdev-add', memoryNode(name, 4 * 4096 + 512));
+  const filter = { driver: 'copy-before-write', 'node-name': 'copies', file: 'disk', target: 'old' };
+  await execute('blockdev-add', filter);
+  const copies = copiesBeforeWrite(engine.graph.find('copies').node);
+  copies?.markCopied(100, 8192);
+  assert.equal(copies?.copiedBytes, 4096);
+  // The last one is as long as the disk.
+  copies?.markCopied(4 * 4096, 512);
+  assert.equal(copies?.copiedBytes, 2 * 4096);
+});
+
 test('replication-filter, checkpoint: the job forgets nothing when the active disk could not be emptied', async (t) => {
   const side = await sideOf(t);
   const [s, top] = [await side.client('d-local'), await side.client('d-top')];
@@ -92,15 +121,56 @@ test('replication-filter, checkpoint: the job forgets nothing when the active di
   await assertFilled(top, 0, 8192, 0);
 });
 
-test('record-log 10: a sync of the disk that fails at the end of a failover ends its commit: what was copied may be lost', async (t) => {
+test('replication-filter, copy-before-write: a change that is quick does not overtake one that has to copy', async (t) => {
+  const side = await sideOf(t);
+  const s = await side.client('d-local');
+  await side.start();
+  const { graph } = side.checked.engine;
+  const user = await graph.use('copy-before-write-d-top', parent('a user'), writer);
+  const write = (length: number, value: number) =>
+    attempt(() => user.node.write(4096, new Uint8Array(length).fill(value), writeFlags.none));
+  await write(4096, 1);
+  await fault(side, 'd-hidden-file', { operation: 'write', errno: undefined, 'delay-ms': 50 });
+  // Of the first one a block has to be copied, of the second one none.
+  await Promise.all([write(8192, 2), write(4096, 3)]);
+  await assertFilled(s, 4096, 4096, 3);
+  await assertFilled(s, 8192, 4096, 2);
+  await user.release();
+});
+
+/** A failover of a group's overlays whose commit has copied everything. */
+async function readyToTakeOver(t: TestContext): Promise<Secondary> {
   const side = await sideOf(t, { hidden: { epoch: 1 }, active: { epoch: 1 } });
-  const [s, top] = [await side.client('d-local'), await side.client('d-top')];
+  const s = await side.client('d-local');
   await side.start();
   await fill(s, 0, 65_536, 1);
   await side.run('block-export-del', { id: 's', mode: 'hard' });
   await side.failover();
   const commit = async () => (await side.row()).commit as { status: string } | null;
   await side.until('the end of the copying', async () => (await commit())?.status === 'ready');
+  return side;
+}
+
+test('record-log 10: from the last sync of the disk until it has taken the place of the chain users are held', async (t) => {
+  const side = await readyToTakeOver(t);
+  const top = await side.client('d-top');
+  await side.run('replication-prepare');
+  let answered = false;
+  const written = fill(top, 0, 4096, 2).then(() => {
+    answered = true;
+  });
+  await settleTurns(200);
+  assert.equal(answered, false);
+  await side.run('replication-commit', { epoch: 2 });
+  await written;
+  const disk = new Uint8Array(4096);
+  await side.checked.engine.graph.find('d-local').node.read(0, disk);
+  assert.ok(disk.every((byte) => byte === 2));
+});
+
+test('record-log 10: a sync of the disk that fails at the end of a failover ends its commit: what was copied may be lost', async (t) => {
+  const side = await readyToTakeOver(t);
+  const top = await side.client('d-top');
   await fault(side, 'd-local', { operation: 'flush' });
   await assert.rejects(side.run('replication-prepare'), /injected EIO/);
   await side.untilStage('failover-failed');
