@@ -227,6 +227,8 @@ export class PairRunner {
       case 'flush-own':
         return disks.flushOwn();
       case 'reopen-disks':
+        // Something else failed, the group file say: nothing is lost.
+        if (await disks.proves(false)) return;
         // What the failed flush lost must be sent again: for the other side this is another life.
         this.#instance = this.#parts.newInstance();
         return disks.reopenDisks();

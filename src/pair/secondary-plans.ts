@@ -207,9 +207,9 @@ export function detachSecondary(state: PairState, reason: string): Decision {
 }
 
 /**
- * Opens the disks anew after a failure: what was not made durable is lost, and so this is another life (pair.md 4). The
- * checkpoint is whole: what changed since stands in the overlays, all else was durable before. (With `sync: false` it
- * was not, and the checkpoint is given up.)
+ * Opens the disks anew if one of them has failed: what was not made durable is lost, and so this is another life
+ * (pair.md 4). The checkpoint is whole: what changed since stands in the overlays, all else was durable before. (With
+ * `sync: false` it was not, and the checkpoint is given up.)
  */
 export function reopen(state: PairState, error: string): Plan {
   const kept = state.record.checkpoint !== null;

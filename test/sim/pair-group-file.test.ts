@@ -49,22 +49,25 @@ for (const [mode, config] of Object.entries({ standby, lockStep })) {
   });
 }
 
-test('pair 22: a secondary that cannot write its group file says so, receives nothing, and comes back when it can', async () => {
-  const pair = await paired(20);
-  const user = await pair.connect('alpha');
-  for (let block = 0; block < 8; block++) await pair.world.complete(user.write(block));
-  const mend = failTwice(pair);
-  await assert.rejects(pair.command('beta', 'pair-checkpoint'), /not made, and cannot be taken back: .*group: EIO/);
-  const then = pair.image('beta', 'disk0');
-  for (let block = 0; block < 20; block++) await pair.world.complete(user.write(block));
-  await pair.world.runFor(10_000);
-  assert.match((await pair.status('beta')).error ?? '', /group: EIO/);
-  assert.deepEqual(pair.image('beta', 'disk0'), then);
-  mend();
-  await pair.inStep();
-  assert.equal((await pair.status('beta')).error, null);
-  pair.assertEqual();
-});
+for (const sync of [true, false])
+  test(`pair 22: who cannot write its group file says so, receives nothing, and loses nothing (sync: ${sync})`, async () => {
+    const pair = await paired(20, { ...standby, overlays: { folder: '/data', sync } });
+    const { instance } = pair.side('alpha').daemon.state.peer ?? {};
+    const user = await pair.connect('alpha');
+    for (let block = 0; block < 8; block++) await pair.world.complete(user.write(block));
+    const mend = failTwice(pair);
+    await assert.rejects(pair.command('beta', 'pair-checkpoint'), /not made, and cannot be taken back: .*group: EIO/);
+    const then = pair.image('beta', 'disk0');
+    for (let block = 0; block < 20; block++) await pair.world.complete(user.write(block));
+    await pair.world.runFor(10_000);
+    assert.match((await pair.status('beta')).error ?? '', /group: EIO/);
+    assert.deepEqual(pair.image('beta', 'disk0'), then);
+    mend();
+    await pair.inStep();
+    assert.equal((await pair.status('beta')).error, null);
+    assert.equal(pair.side('alpha').daemon.state.peer?.instance, instance, 'its disks have lost nothing');
+    pair.assertEqual();
+  });
 
 test('pair 14: a way back to the checkpoint whose end could not be written loses nothing that was flushed since', async () => {
   for (let seed = 30; seed < 38; seed++) {
