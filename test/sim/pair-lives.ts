@@ -75,6 +75,8 @@ const troubleKinds = [
   'lose somebody in a switch',
   'group file fails',
   'group file fails',
+  'slow files',
+  'slow files',
 ] as const;
 
 /** What can happen, besides, where checkpoints are kept. */
@@ -192,6 +194,8 @@ class Life {
         return this.#switchAndLose(side);
       case 'group file fails':
         return this.#groupFails(side);
+      case 'slow files':
+        return this.#slowFiles(side);
       case 'checkpoint':
         return this.hands.checkpoint(side);
       case 'back to the checkpoint':
@@ -280,6 +284,21 @@ class Life {
     if (this.random.chance(0.5)) this.hands.end(side, this.random.pick(['kill', 'power'] as const));
     for (const fault of faults) fault.remove();
     if (this.random.chance(0.7)) await this.hands.restart(side);
+  }
+
+  /** Longer than anybody waits, or shorter; meanwhile people want something. */
+  async #slowFiles(side: SideName): Promise<void> {
+    const operation = this.random.pick<FileOperation>(['sync', 'sync', 'write', 'read', 'open']);
+    const path = this.random.pick([/group$/, /img$/, /(hidden|active)$/, /./]);
+    const fault = this.pair.world.fault(side, { operation, path, delayMs: this.random.pick([100, 350, 3000]) });
+    await this.hands.pass(this.random.fraction() * 300);
+    const asked = this.random.pick(sides);
+    const daemon = this.pair.world.isAlive(asked) ? this.pair.sides.get(asked)?.daemon : undefined;
+    const command = this.random.pick(['pair-switch', 'pair-failover', 'pair-checkpoint', null]);
+    if (command !== null) void daemon?.execute(command).catch(() => undefined);
+    await this.hands.pass(this.random.fraction() * 2000);
+    fault.remove();
+    if (this.random.chance(0.3)) this.hands.end(side, this.random.pick(['kill', 'power'] as const));
   }
 
   // ---- checkpoints
