@@ -445,8 +445,6 @@ const recordOverhead = 1.05;
 const unsyncedText = 'a disk failed a sync, and with overlays.sync: false the checkpoint was not made durable before';
 
 function failedTakeover({ node, error }: MemberRow): BlockError {
-  return new BlockError(
-    'io-error',
-    `${node}: going back to the checkpoint failed: ${error ?? 'no reason is known'}; start this side again`,
-  );
+  const why = error ?? 'no reason is known';
+  return new BlockError('io-error', `${node}: going back to the checkpoint failed: ${why}; start this side again`);
 }
