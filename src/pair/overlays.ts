@@ -441,7 +441,6 @@ export class PairOverlays {
 
 /** A record of 4 KiB with its header, and the start of a new block after each sync: bytes of log for a byte kept. */
 const recordOverhead = 1.05;
-
 const unsyncedText = 'a disk failed a sync, and with overlays.sync: false the checkpoint was not made durable before';
 
 function failedTakeover({ node, error }: MemberRow): BlockError {
