@@ -91,25 +91,23 @@ export class PairOverlays {
   }
 
   /**
-   * All of these kinds are there afterwards, or none.
-   * @returns why the checkpoint is lost, or null; then they are to be closed and taken away
+   * All of these kinds are there afterwards.
+   * @returns why the checkpoint is lost, or null; then those that are there are to be closed, and their files removed
    */
   async #addAll(some: readonly Kind[], epoch: number, kept: boolean): Promise<string | null> {
     this.#open = true;
-    const lost: string[] = [];
     try {
       for (const disk of this.#disks) {
         for (const kind of some) {
-          // One that is over another which is missing cannot be opened, and need not.
-          const why = lost.length > 0 && kept ? null : await this.#add(disk, kind, epoch, kept);
-          if (why !== null) lost.push(why);
+          const lost = await this.#add(disk, kind, epoch, kept);
+          if (lost !== null) return lost;
         }
       }
     } catch (error) {
       await this.close();
       throw error;
     }
-    return lost.length === 0 ? null : lost.join('; ');
+    return null;
   }
 
   async close(): Promise<void> {
