@@ -90,10 +90,7 @@ export class PairOverlays {
     return null;
   }
 
-  /**
-   * All of these kinds are there afterwards.
-   * @returns why the checkpoint is lost, or null; then those that are there are to be closed, and their files removed
-   */
+  /** @returns why the checkpoint is lost, or null: all of these kinds are there */
   async #addAll(some: readonly Kind[], epoch: number, kept: boolean): Promise<string | null> {
     this.#open = true;
     try {
