@@ -67,6 +67,8 @@ export class CopyLoop {
   private nextStartMs = 0;
   /** the limit that `nextStartMs` follows from, bytes a second */
   private chargedSpeed = 0;
+  /** users are held until the copy is over */
+  private usersWait = false;
   /** when an error that was ignored may be met again, ms of the clock */
   private retryMs = 0;
 
@@ -87,8 +89,9 @@ export class CopyLoop {
     const { control, target } = this.options;
     try {
       for (;;) {
-        if (control.pauseWanted) await this.whenQuiet();
-        await control.pausePoint();
+        if (control.pauseWanted && !this.usersWait) await this.whenQuiet();
+        if (!this.usersWait) await control.pausePoint();
+        else if (control.cancelled) throw new BlockError('cancelled', 'the copy was cancelled');
         if (this.failure !== null) throw this.failure;
         if (this.drains === 0) this.startChunks();
         this.tellProgress();
@@ -99,6 +102,20 @@ export class CopyLoop {
       if (control.cancelled) target.cancel?.(new BlockError('cancelled', 'the copy was cancelled'));
       await this.whenQuiet();
       this.tellProgress();
+    }
+  }
+
+  /**
+   * The rest, while users are held: they wait for it. So nothing makes it rest, no pause and no speed limit, and the first
+   * error is the job's, whatever is wanted of errors: who stops or tries again would hold the users for as long.
+   */
+  async finish(): Promise<void> {
+    this.usersWait = true;
+    this.retryMs = 0;
+    try {
+      await this.run();
+    } finally {
+      this.usersWait = false;
     }
   }
 
@@ -131,7 +148,7 @@ export class CopyLoop {
   // ------------------------------------------------------------ chunks
 
   private startChunks(): void {
-    const { speed } = this.options.control;
+    const speed = this.usersWait ? 0 : this.options.control.speed;
     if (speed !== this.chargedSpeed) this.nextStartMs = 0;
     this.chargedSpeed = speed;
     while (this.inFlight < this.inFlightMax && this.roomBytes() > 0 && this.failure === null) {
@@ -277,7 +294,8 @@ export class CopyLoop {
 
   private failed(operation: 'read' | 'write', error: BlockError, { offset, length }: DirtyRange): void {
     const { control, onSourceError, onTargetError, clock } = this.options;
-    const policy = (operation === 'read' ? onSourceError : onTargetError) ?? 'report';
+    const wanted = (operation === 'read' ? onSourceError : onTargetError) ?? 'report';
+    const policy = this.usersWait ? 'report' : wanted;
     const action = control.ioError(operation, error, policy);
     const { code, errno, message } = error;
     const where = `${operation} of ${length} bytes at ${offset}: ${message}`;

@@ -248,7 +248,7 @@ class MirrorBody implements JobBody {
   }
 
   private async copyRest(): Promise<void> {
-    await this.openLoop().run();
+    await this.openLoop().finish();
     await this.target?.node.flush();
   }
 }

@@ -107,3 +107,47 @@ test('close of the engine ends a job that is under way', async (t) => {
   await checked.engine.close();
   assert.ok(checked.events.some(({ event }) => event === 'BLOCK_JOB_CANCELLED'));
 });
+
+for (const policy of ['stop', 'ignore']) {
+  test(`at the pivot, while users are held, an error ends the mirror although on-target-error=${policy}`, async (t) => {
+    const checked = checkedEngine(t);
+    const { execute, engine, events } = checked;
+    await execute('blockdev-add', memoryNode('s', size));
+    await execute('blockdev-add', { driver: 'blkdebug', 'node-name': 't', image: { driver: 'memory', size } });
+    await execute('blockdev-add', { driver: 'raw', 'node-name': 'user', file: 's' });
+    const { node } = engine.graph.find('user');
+    const mirror = { 'job-id': 'j', device: 's', target: 't', sync: 'full', 'on-target-error': policy };
+    await execute('blockdev-mirror', { ...mirror, 'auto-finalize': false });
+    await until(() => events.some(({ event }) => event === 'BLOCK_JOB_READY'));
+    await execute('job-complete', { id: 'j' });
+    await until(() => events.some(({ event }) => event === 'BLOCK_JOB_PENDING'));
+    await engine.graph
+      .find('t')
+      .node.control?.({ action: 'add-fault', fault: { operation: 'write', errno: 'ENOSPC' } });
+    await node.write(0, new Uint8Array(512).fill(7), 0);
+    await execute('job-finalize', { id: 'j' });
+    await until(() => engine.jobs.list().length === 0);
+    assert.match(String(events.find(({ event }) => event === 'BLOCK_JOB_COMPLETED')?.data.error), /ENOSPC/);
+    assert.deepEqual(
+      engine.graph.find('user').children.map(({ nodeName }) => nodeName),
+      ['s'],
+    );
+    assert.equal(await byteAt(checked, 's', 0), 7);
+  });
+}
+
+test('a speed limit does not hold users at the pivot', async (t) => {
+  const checked = checkedEngine(t);
+  const { execute, engine, events } = checked;
+  await withNodes(checked);
+  await execute('blockdev-add', { driver: 'raw', 'node-name': 'user', file: 's' });
+  await execute('blockdev-mirror', { 'job-id': 'j', device: 's', target: 't', sync: 'full', 'auto-finalize': false });
+  await until(() => events.some(({ event }) => event === 'BLOCK_JOB_READY'));
+  await execute('block-job-set-speed', { device: 'j', speed: 1 });
+  await execute('job-complete', { id: 'j' });
+  await until(() => events.some(({ event }) => event === 'BLOCK_JOB_PENDING'));
+  for (const at of [0, 500_000]) await engine.graph.find('user').node.write(at, new Uint8Array(512).fill(7), 0);
+  await execute('job-finalize', { id: 'j' });
+  await until(() => engine.jobs.list().length === 0);
+  for (const at of [0, 500_000]) assert.equal(await byteAt(checked, 't', at), 7);
+});
