@@ -23,13 +23,6 @@ export function throughFilters(graph: Graph, nodeName: string): NodeInfo {
   }
 }
 
-/** What a filter stands on: not always what it was put on, others may have put their filters between. */
-export function belowFilter(graph: Graph, filterName: string): string {
-  const below = graph.find(filterName).children.find(({ role }) => role === 'filtered');
-  if (below === undefined) throw new BlockError('invalid-option', `node '${filterName}' is no filter`);
-  return below.nodeName;
-}
-
 /** The backing child of the node, filters looked through; null: it has none. */
 export function backingOf(graph: Graph, nodeName: string): Child | null {
   return throughFilters(graph, nodeName).children.find(({ role }) => role === 'backing') ?? null;

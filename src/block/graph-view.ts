@@ -63,6 +63,11 @@ export interface Graph {
    * filter themselves: they would close a circle. Drained around it.
    */
   insertAbove(below: string, filter: string): Promise<void>;
+  /**
+   * Puts what a filter stands on by now in its place for all its parents, and closes the filter: as one change, because
+   * others come between, above or below, at any time.
+   */
+  takeOut(filter: string): Promise<void>;
   /** All or none of the nodes, with those made in place for them; drained around it. */
   reopen(requests: readonly ReopenRequest[]): Promise<void>;
   /** What must not be begun on a node by command. */

@@ -92,6 +92,19 @@ export class BlockGraph implements Graph, EdgeOwner {
     });
   }
 
+  async takeOut(filter: string): Promise<void> {
+    const vertex = this.vertexOf(filter);
+    await this.drained(vertex, async () => {
+      await this.change(async () => {
+        const below = vertex.edges.find(({ role }) => role === 'filtered');
+        if (below === undefined) throw new BlockError('invalid-option', `node '${filter}' is no filter`);
+        await this.replaceEdges(vertex, below.vertex, 'all');
+        vertex.state = 'closing';
+      });
+    });
+    await this.destroy(vertex);
+  }
+
   async reopen(requests: readonly ReopenRequest[]): Promise<void> {
     const drains: Drained[] = [];
     try {

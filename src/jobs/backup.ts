@@ -7,7 +7,6 @@
  * Invariants: parents that stand below the filter (an overlay over the device that is the target) stay where they are.
  * While one of both nodes is drained the background rests. A backup with `sync: none` goes on until it is cancelled.
  */
-import { belowFilter } from '../block/chain.ts';
 import { allPermissions } from '../block/child.ts';
 import { type CopiesBeforeWrite, copiesBeforeWrite } from '../block/copies-before-write.ts';
 import type { Graph, RootUse } from '../block/graph-view.ts';
@@ -160,9 +159,8 @@ class BackupBody implements JobBody {
     this.copies = null;
     try {
       await this.use?.release();
-      await graph.replace(how.filterName, belowFilter(graph, how.filterName));
     } finally {
-      await graph.remove(how.filterName);
+      await graph.takeOut(how.filterName);
     }
   }
 

@@ -8,7 +8,7 @@
  * Invariant: what is written meanwhile reaches the top and, where the base is up to date, the base (`CommitWrites`).
  * The base is durable before it takes the place of the chain. The overlays keep their content.
  */
-import { backingOf, belowFilter, findAllocated, overlaysAbove } from '../block/chain.ts';
+import { backingOf, findAllocated, overlaysAbove } from '../block/chain.ts';
 import { allPermissions, permissionBits } from '../block/child.ts';
 import { type CommitTap, CommitWrites } from '../block/commit-writes.ts';
 import type { Drained, Graph, NodeInfo, RootUse } from '../block/graph-view.ts';
@@ -281,8 +281,7 @@ class CommitBody implements JobBody {
     const { graph, how } = this;
     const steps: (() => Promise<void>)[] = [];
     if (this.filterStands) {
-      if (!this.pivoted) steps.push(() => graph.replace(how.filterName, belowFilter(graph, how.filterName)));
-      steps.push(() => graph.remove(how.filterName));
+      steps.push(() => (this.pivoted ? graph.remove(how.filterName) : graph.takeOut(how.filterName)));
     }
     steps.push(async () => await this.source?.release());
     steps.push(async () => await this.base?.release());

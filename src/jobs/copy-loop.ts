@@ -106,8 +106,8 @@ export class CopyLoop {
   }
 
   /**
-   * The rest, while users are held: they wait for it. So nothing makes it rest, no pause and no speed limit, and the first
-   * error is the job's, whatever is wanted of errors: who stops or tries again would hold the users for as long.
+   * The rest, while users are held: they wait for it. So nothing makes it rest, no pause and no speed limit, and the
+   * first error is the job's, whatever is wanted of errors: who stops or tries again would hold the users for as long.
    */
   async finish(): Promise<void> {
     this.usersWait = true;

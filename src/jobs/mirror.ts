@@ -8,7 +8,6 @@
  * Invariant: from the moment the filter stands, a byte in which the target may differ from the source is dirty or in a
  * chunk that is under way. The pivot happens while the parents are drained and nothing is either.
  */
-import { belowFilter } from '../block/chain.ts';
 import { allPermissions, permissionBits } from '../block/child.ts';
 import { type CopyTarget, type CopyTicket, type TakenRange, TakenRanges, type WriteTap } from '../block/copy-target.ts';
 import { DirtyBitmap, type DirtyRange, granularityMin } from '../block/dirty-bitmap.ts';
@@ -182,8 +181,7 @@ class MirrorBody implements JobBody {
     if (this.filterStands) {
       const filter = graph.find(filterName).node as unknown as WriteTap;
       filter.tapWrites(null);
-      if (!this.pivoted) steps.push(() => graph.replace(filterName, belowFilter(graph, filterName)));
-      steps.push(() => graph.remove(filterName));
+      steps.push(() => (this.pivoted ? graph.remove(filterName) : graph.takeOut(filterName)));
     }
     steps.push(async () => await this.target?.release());
     steps.push(async () => await this.source?.release());
