@@ -7,7 +7,7 @@
  *
  * Invariants: where nothing is dirty and no copy is under way the base holds what the top reads; the dirty part only
  * shrinks, so a commit ends under any load. Overlapping writes and copies wait for each other. A base that fails ends
- * the commit, not the write: the top has it.
+ * the commit, not the write: the top has it. A top that fails leaves the base as the top is.
  */
 import { BlockError, toBlockError } from '../util/errors.ts';
 import { attempt, type Done } from '../util/later.ts';
@@ -15,6 +15,9 @@ import { RangeLock } from '../util/range-lock.ts';
 import type { CopyTarget, CopyTicket } from './copy-target.ts';
 import { DirtyBitmap, type DirtyRange } from './dirty-bitmap.ts';
 import { type BlockNode, type WriteFlags, writeFlags } from './node.ts';
+
+/** bytes of a failed write that are read again in one go */
+const rereadBytesMax = 2 ** 20;
 
 /** The filter `commit-top`: what it is given decides over its writes; null: they go to its child alone. */
 export interface CommitTap {
@@ -56,10 +59,16 @@ export class CommitWrites implements CopyTarget {
   /** @param from null: zeroes */
   write(top: BlockNode, offset: number, length: number, from: Uint8Array | null, flags: WriteFlags): Done {
     const done = this.lock.run(offset, length, false, () => {
-      const above = put(top, offset, length, from, flags);
+      const failed = (error: unknown): Promise<void> => this.followFailed(top, offset, length, error);
+      let above: Done;
+      try {
+        above = put(top, offset, length, from, flags);
+      } catch (error) {
+        return failed(error);
+      }
       return above === undefined
         ? this.follow(offset, length, from)
-        : above.then(() => this.follow(offset, length, from));
+        : above.then(() => this.follow(offset, length, from), failed);
     });
     return this.told(done);
   }
@@ -87,6 +96,21 @@ export class CommitWrites implements CopyTarget {
       at = dirty === null ? end : dirty.offset + dirty.length;
     }
     return waiting === null ? undefined : Promise.all(waiting).then(() => undefined);
+  }
+
+  /** The top may hold a part of the write: the base gets what the top has now. The failure is the write's. */
+  private async followFailed(top: BlockNode, offset: number, length: number, error: unknown): Promise<never> {
+    const bytes = new Uint8Array(Math.min(length, rereadBytesMax));
+    try {
+      for (let at = 0; at < length; at += bytes.length) {
+        const part = bytes.subarray(0, Math.min(bytes.length, length - at));
+        await top.read(offset + at, part);
+        await this.follow(offset + at, part.length, part);
+      }
+    } catch (unreadable) {
+      this.fail(unreadable);
+    }
+    throw error;
   }
 
   /** The base is not what was written to it, or may not be. */

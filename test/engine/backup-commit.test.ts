@@ -195,6 +195,28 @@ test('block-commit: the first I/O error of the base ends the job, not the write;
   await user.release();
 });
 
+test('block-commit: a write of which the top took only a part is in the base as the top has it', async (t) => {
+  const { add, content, execute, event, engine } = runOf(t);
+  await add(memoryNode('base', size));
+  await add(blkdebug('file', 0));
+  // Without a sync nothing but records is written to its file.
+  await add({ ...overlay('top', 'base'), file: 'file', sync: false });
+  const user = await engine.graph.use('top', parent('a user'), writer);
+  await write(user, 0, size, 1);
+  await execute('block-commit', { 'job-id': 'c', device: 'top' });
+  await event('BLOCK_JOB_READY', 'c');
+  // It goes to the file in two records, and there is no room for the second.
+  const full = { operation: 'write', errno: 'ENOSPC', skip: 1, count: 1 };
+  await engine.graph.find('file').node.control?.({ action: 'add-fault', fault: full });
+  await assert.rejects(async () => write(user, 0, 2 ** 21, 2), /ENOSPC/);
+  const top = await content('top');
+  assert.deepEqual([top[0], top[2 ** 20]], [2, 1]);
+  await execute('job-complete', { id: 'c' });
+  assert.equal((await event('BLOCK_JOB_COMPLETED', 'c')).error, undefined);
+  assert.ok((await content('base')).equals(top));
+  await user.release();
+});
+
 for (const request of ['write', 'read'] as const) {
   test(`block-commit: a ${request} that the last copy has to wait for does not stop it for good`, async (t) => {
     const { add, content, execute, event, engine } = runOf(t);
