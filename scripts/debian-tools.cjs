@@ -11,6 +11,7 @@ const path = require('node:path');
 const packages = [
   { name: 'qemu-utils', commands: ['qemu-img', 'qemu-io', 'qemu-nbd'], use: 'test' },
   { name: 'qemu-system-x86', commands: ['qemu-system-x86_64'], use: 'test' },
+  { name: 'qemu-system-common', commands: ['qemu-storage-daemon'], use: 'test' },
   { name: 'libnbd-bin', commands: ['nbdinfo', 'nbdcopy', 'nbdfuse'], use: 'test' },
   { name: 'python3', commands: ['python3'], use: 'test' },
   { name: 'python3-libnbd', python: 'nbd', use: 'test' },

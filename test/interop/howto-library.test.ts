@@ -9,9 +9,6 @@ import { dirname, join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { run } from '../support/process.ts';
 import { temporaryFolder } from '../support/temp.ts';
-import { requireTools } from '../support/tools.ts';
-
-requireTools('npm', 'tar');
 
 const root = join(import.meta.dirname, '..', '..');
 const page = readFileSync(join(root, 'docs', 'howto', 'library.md'), 'utf8');
