@@ -24,11 +24,20 @@ const block = 4096;
 const blocks = 24;
 const length = blocks * block;
 
+/** A user's view of a disk. */
+interface Promises {
+  readonly wanted: Uint8Array;
+  readonly answered: Uint8Array;
+}
+
 class Life {
   readonly world = new ReplicationWorld();
   readonly random: Random;
   readonly disks: PairDisk[] = [];
   private readonly requests: Watched[] = [];
+  /** by disk, what the last write asked for makes of each byte, and which sectors of it are answered */
+  private readonly promises: Promises[] = [];
+  private breaks = 0;
   private value = 0;
   private jobCount = 0;
 
@@ -49,6 +58,7 @@ class Life {
       }
       disk.remote.flushesInOrder = this.random.chance(0.5);
       this.disks.push(disk);
+      this.promises.push({ wanted: Uint8Array.from(disk.local.content), answered: new Uint8Array(length) });
     }
   }
 
@@ -59,20 +69,84 @@ class Life {
   /** A request of a user, anywhere. */
   request(): void {
     const { random } = this;
-    const { node } = this.disks[random.below(this.disks.length)]?.use ?? assert.fail();
+    const index = random.below(this.disks.length);
+    const { node } = this.disks[index]?.use ?? assert.fail();
     const offset = random.below(length / 512) * 512;
     const size = Math.min(length - offset, (1 + random.below(12)) * 1024);
     this.value = (this.value % 199) + 1;
     const flags = random.chance(0.1) ? writeFlags.fua : 0;
-    const calls: (() => Done)[] = [
-      () => node.write(offset, bytes(size, this.value), flags),
-      () => node.write(offset, bytes(size, this.value), flags),
-      () => node.writeZeroes(offset, size, random.chance(0.5) ? writeFlags.noHole : 0),
-      () => node.discard(offset, size),
+    const kind = random.below(5);
+    if (kind < 2) this.write(index, () => node.write(offset, bytes(size, this.value), flags), offset, size, flags);
+    else if (kind === 2) {
+      const noHole = random.chance(0.5) ? writeFlags.noHole : 0;
+      this.write(index, () => node.writeZeroes(offset, size, noHole), offset, size, 0, 0);
+    } else if (kind === 3) this.write(index, () => node.discard(offset, size), offset, size, 0, 0);
+    else this.flush(index);
+  }
+
+  /** In sync an answer means what `acknowledge` and FUA say (pair.md 1). */
+  private write(
+    index: number,
+    call: () => Done,
+    offset: number,
+    size: number,
+    flags: number,
+    value = this.value,
+  ): void {
+    const { wanted, answered } = this.promises[index] ?? assert.fail();
+    wanted.fill(value, offset, offset + size);
+    answered.fill(0, offset, offset + size);
+    const began = this.inSyncSince;
+    this.follow(call, () => {
+      for (let i = offset; i < offset + size; i += 512) {
+        if (wanted[i] !== value) continue;
+        answered[i] = 1;
+        if (began === null || began !== this.inSyncSince) continue;
+        const { remote, acknowledge } = this.side(index);
+        if (acknowledge === 'remote') assert.equal(remote.content[i], value, 'the other side has it');
+        if ((flags & writeFlags.fua) !== 0) assert.equal(remote.durable[i], value, 'it is durable there');
+      }
+    });
+  }
+
+  /** What was answered before a flush is durable over there when that is answered. */
+  private flush(index: number): void {
+    const { wanted, answered } = this.promises[index] ?? assert.fail();
+    const before = { wanted: wanted.slice(), answered: answered.slice() };
+    const began = this.inSyncSince;
+    const { node } = this.disks[index]?.use ?? assert.fail();
+    this.follow(
       () => node.flush(),
-    ];
-    const call = calls[random.below(calls.length)];
-    if (call !== undefined) this.requests.push(watch(call));
+      () => {
+        if (began === null || began !== this.inSyncSince) return;
+        const { remote } = this.side(index);
+        for (let i = 0; i < length; i += 512) {
+          if (before.answered[i] === 0 || answered[i] === 0 || wanted[i] !== before.wanted[i]) continue;
+          assert.equal(remote.durable[i], wanted[i], `byte ${i} is durable there`);
+        }
+      },
+    );
+  }
+
+  private follow(call: () => Done, answered: () => void): void {
+    const { requests } = this;
+    requests.push(
+      watch(() => {
+        const done = call();
+        if (done === undefined) answered();
+        return done?.then(answered);
+      }),
+    );
+  }
+
+  /** Which time in sync this is; null: it is not. */
+  private get inSyncSince(): number | null {
+    return this.links.mode === 'in-sync' ? this.breaks : null;
+  }
+
+  private side(index: number): { remote: PairDisk['remote']; acknowledge: unknown } {
+    const { name, remote } = this.disks[index] ?? assert.fail();
+    return { remote, acknowledge: this.world.group.find(`${name}-replication`).info().acknowledge };
   }
 
   /** Some answers, in an order that chance decides. */
@@ -99,6 +173,7 @@ class Life {
 
   /** After a break, or at the start: the marks of a new connection, then a sync. */
   async reconnect(): Promise<void> {
+    this.breaks += 1;
     this.links.setMode('alone');
     await settleTurns(2);
     for (const { name, remote } of this.disks) {
