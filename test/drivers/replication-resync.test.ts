@@ -24,9 +24,9 @@ const block = 4096;
 const blocks = 24;
 const length = blocks * block;
 
-/** A user's view of a disk. */
+/** A user's view of a disk, byte by byte: the number of the last write that was asked for, and is that answered? */
 interface Promises {
-  readonly wanted: Uint8Array;
+  readonly last: Uint32Array;
   readonly answered: Uint8Array;
 }
 
@@ -35,8 +35,9 @@ class Life {
   readonly random: Random;
   readonly disks: PairDisk[] = [];
   private readonly requests: Watched[] = [];
-  /** by disk, what the last write asked for makes of each byte, and which sectors of it are answered */
   private readonly promises: Promises[] = [];
+  /** what each write makes of its bytes */
+  private readonly values = [0];
   private breaks = 0;
   private value = 0;
   private jobCount = 0;
@@ -58,7 +59,7 @@ class Life {
       }
       disk.remote.flushesInOrder = this.random.chance(0.5);
       this.disks.push(disk);
-      this.promises.push({ wanted: Uint8Array.from(disk.local.content), answered: new Uint8Array(length) });
+      this.promises.push({ last: new Uint32Array(length), answered: new Uint8Array(length) });
     }
   }
 
@@ -93,13 +94,14 @@ class Life {
     flags: number,
     value = this.value,
   ): void {
-    const { wanted, answered } = this.promises[index] ?? assert.fail();
-    wanted.fill(value, offset, offset + size);
+    const { last, answered } = this.promises[index] ?? assert.fail();
+    const number = this.values.push(value) - 1;
+    last.fill(number, offset, offset + size);
     answered.fill(0, offset, offset + size);
     const began = this.inSyncSince;
     this.follow(call, () => {
       for (let i = offset; i < offset + size; i += 512) {
-        if (wanted[i] !== value) continue;
+        if (last[i] !== number) continue;
         answered[i] = 1;
         if (began === null || began !== this.inSyncSince) continue;
         const { remote, acknowledge } = this.side(index);
@@ -111,8 +113,8 @@ class Life {
 
   /** What was answered before a flush is durable over there when that is answered. */
   private flush(index: number): void {
-    const { wanted, answered } = this.promises[index] ?? assert.fail();
-    const before = { wanted: wanted.slice(), answered: answered.slice() };
+    const { last, answered } = this.promises[index] ?? assert.fail();
+    const before = { last: last.slice(), answered: answered.slice() };
     const began = this.inSyncSince;
     const { node } = this.disks[index]?.use ?? assert.fail();
     this.follow(
@@ -121,8 +123,8 @@ class Life {
         if (began === null || began !== this.inSyncSince) return;
         const { remote } = this.side(index);
         for (let i = 0; i < length; i += 512) {
-          if (before.answered[i] === 0 || answered[i] === 0 || wanted[i] !== before.wanted[i]) continue;
-          assert.equal(remote.durable[i], wanted[i], `byte ${i} is durable there`);
+          if (before.answered[i] === 0 || last[i] !== before.last[i]) continue;
+          assert.equal(remote.durable[i], this.values[last[i] ?? 0], `byte ${i} is durable there`);
         }
       },
     );
