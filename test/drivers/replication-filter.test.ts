@@ -303,6 +303,15 @@ test('pair 9: zeroes are forwarded as zeroes and keep NO_HOLE; a discard is not 
   );
 });
 
+test('pair 5: a connection that was lost before the filter took it is no connection', async () => {
+  const world = new ReplicationWorld();
+  const disk = await world.pairDisk('d', mib);
+  disk.remote.breakConnection('gone already');
+  await world.connect(disk);
+  assert.equal(world.told('REPLICATION_LINK').length, 1);
+  assert.throws(() => world.group.links.setMode('in-sync'), /node 'd-replication' is not connected/);
+});
+
 test('options: what does not fit is refused in words', async () => {
   const world = new ReplicationWorld();
   await world.disk('remote', mib);
