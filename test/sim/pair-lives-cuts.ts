@@ -122,6 +122,8 @@ class CutRun {
     await pair.until(() => ['detached', 'alone', 'waiting', 'promoting', 'no-role'].includes(pair.phase('beta')));
     await this.#hands.command('beta', 'pair-failover', { to: 'checkpoint' });
     if (!pair.side('beta').daemon.state.serving) return;
+    // A user of the side that stayed may have been writing: whoever looks now would find the one or the other.
+    await pair.until(() => [...this.#users].every((user) => user.abandoned || user.idle));
     for (const disk of pair.disks) await pair.world.complete((await pair.connect('beta', disk)).verify());
   }
 
