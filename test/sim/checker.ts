@@ -6,6 +6,9 @@
  * continues the model of the generation that it descends from: *as it was when the primary left that generation*,
  * because from then on the primary answered alone. So a flush that counts for a generation is never missing on a side
  * that holds it.
+ *
+ * A version is a number that was never used before: above 0 it stands in every word of the blocks that were written;
+ * below 0 it is zeroes that a user asked for (0: those of the beginning), which cannot be told from others by looking.
  */
 import assert from 'node:assert/strict';
 
@@ -22,6 +25,38 @@ export function offsetOf(block: number): number {
 export function diskBytesFor(blocks: number): number {
   return (Math.ceil(blocks / 2) + 1) * granuleBytes;
 }
+
+/** How the blocks of one disk lie, apart from what `offsetOf` says. */
+export interface Placing {
+  /** all blocks begin so many bytes later, above 0 at no border of a page or sector */
+  readonly shift: number;
+  /** so many bytes are added to the disk, and its last pair of blocks ends where it does; null: neither */
+  readonly tail: number | null;
+}
+
+/** Where the blocks of one disk lie, and how long it is. */
+export class Layout {
+  /** bytes */
+  readonly length: number;
+  readonly #blocks: number;
+  readonly #placing: Placing;
+
+  constructor(blocks: number, placing: Placing = { shift: 0, tail: null }) {
+    this.#blocks = blocks;
+    this.#placing = placing;
+    this.length = diskBytesFor(blocks) + (placing.tail ?? 0);
+  }
+
+  offsetOf(block: number): number {
+    const { shift, tail } = this.#placing;
+    const fromEnd = this.#blocks - block;
+    if (tail !== null && fromEnd <= 2) return this.length - fromEnd * blockBytes;
+    return offsetOf(block) + shift;
+  }
+}
+
+/** What reads where a version is: `versionsIn` finds this. */
+export const contentOf = (version: number): number => Math.max(version, 0);
 
 /** What one user may find on one disk. */
 export class DiskModel {
@@ -59,13 +94,27 @@ export class DiskModel {
     }
   }
 
-  /** A reader found this after nobody could tell what would be there. */
-  found(block: number, version: number, where: string): void {
+  /** This block's current version is durable, and nothing is said of others. */
+  durable(block: number): void {
+    const versions = this.allowed[block] ?? [];
+    const at = versions.indexOf(this.current[block] ?? 0);
+    if (at > 0) versions.splice(0, at);
+  }
+
+  /** What was asked for has not come to pass, and will not. */
+  undone(block: number, version: number): void {
     const versions = this.allowed[block] ?? [];
     const at = versions.indexOf(version);
-    assert.ok(at >= 0, `${where}: block ${block} has version ${version}, allowed are ${versions.join(', ')}`);
+    if (at >= 0) versions.splice(at, 1);
+  }
+
+  /** A reader found this content after nobody could tell what would be there: of zeroes, the last ones. */
+  found(block: number, content: number, where: string): void {
+    const versions = this.allowed[block] ?? [];
+    const at = versions.findLastIndex((version) => contentOf(version) === content);
+    assert.ok(at >= 0, `${where}: block ${block} has version ${content}, allowed are ${versions.join(', ')}`);
     versions.splice(at + 1);
-    this.current[block] = version;
+    this.current[block] = versions[at] ?? 0;
   }
 }
 
@@ -131,9 +180,9 @@ export class Checker {
   }
 
   /** What stands on a side's disk is something that may stand there. */
-  look(side: string, disk: string, image: Uint8Array, where: string): void {
+  look(side: string, disk: string, image: Uint8Array, layout: Layout, where: string): void {
     for (const [block, allowed] of (this.model(side).get(disk)?.allowed ?? []).entries()) {
-      const at = offsetOf(block);
+      const at = layout.offsetOf(block);
       const bytes = image.subarray(at, at + blockBytes);
       const found = `${side} ${disk} block ${block} has version ${versionsIn(bytes).join('+')}`;
       assert.ok(isMixOf(bytes, allowed), `${where}: ${found}, allowed are ${allowed.join(', ')}`);
@@ -154,14 +203,15 @@ export function versionsIn(block: Uint8Array): number[] {
   // The same word all the way through, almost always.
   if (Buffer.compare(block.subarray(4), block.subarray(0, -4)) === 0) return [view.getUint32(0)];
   const versions = new Set<number>();
-  for (let at = 0; at < block.length; at += 4) versions.add(view.getUint32(at));
+  for (let at = 0; at + 4 <= block.length; at += 4) versions.add(view.getUint32(at));
   return [...versions];
 }
 
 /** Each byte of a block comes from one of these versions: writes in flight tear anywhere. */
 export function isMixOf(block: Uint8Array, versions: readonly number[]): boolean {
   const found = versionsIn(block);
-  if (found.every((version) => versions.includes(version))) return true;
+  const contents = versions.map(contentOf);
+  if (found.every((content) => contents.includes(content))) return true;
   const shift = (at: number): number => 24 - 8 * (at % 4);
-  return block.every((byte, at) => versions.some((version) => ((version >>> shift(at)) & 0xff) === byte));
+  return block.every((byte, at) => contents.some((content) => ((content >>> shift(at)) & 0xff) === byte));
 }

@@ -12,7 +12,9 @@ import type { NbdClient } from '../../src/nbd/client.ts';
 import type { GroupRecord } from '../../src/pair/generation.ts';
 import type { PairState } from '../../src/pair/pair-state.ts';
 import type { QmpTarget } from '../../src/qmp/target.ts';
-import { blockBytes, DiskModel, fill, type GroupModel, offsetOf, versionsIn } from './checker.ts';
+import type { Done } from '../../src/util/later.ts';
+import { blockBytes, contentOf, DiskModel, type GroupModel, versionsIn } from './checker.ts';
+import { type OwnBlock, OwnWrites } from './checkpoint-own.ts';
 import { otherSide, type PairWorld, type SideName, sideNames } from './pair-world.ts';
 
 /** by disk, by block: a version that must be there, or a later one */
@@ -27,36 +29,25 @@ const rememberedMax = 20;
 /** A connection to a view, or the node behind it. */
 type BlockReader = Pick<NbdClient, 'read'>;
 
-/** What the user of a secondary's view may find of its own writes in a block (lock-step). */
-interface OwnBlock {
-  /** oldest first */
-  versions: number[];
-  /** the checkpoint's own content may be there */
-  base: boolean;
-  /** a write that is not answered; its end is not known if the connection broke */
-  underWay: boolean;
-}
-
-const notOwn = (): OwnBlock => ({ versions: [], base: true, underWay: false });
-
 export class CheckpointModel {
   readonly #pair: PairWorld;
   readonly #snapshots = new Map<string, Images>();
   /** counts the begins and ends of checkpoints of a side, and its starts: what was read across one says nothing */
   readonly #changes = new Map<SideName, number>();
   readonly #changing = new Set<SideName>();
-  /** sides whose machine lost its power since the last start was complete */
-  readonly #lostPower = new Set<SideName>();
+  /** sides that lost their power since the last start was complete, or whose disks failed before it */
+  readonly #mayHaveLost = new Set<SideName>();
   /** by version: what had been flushed, over all disks, before it was issued */
   readonly #floors = new Map<number, Floor>();
   readonly #flushed = new Map<GroupModel, Floor>();
-  /** every version of a block that was ever issued */
+  /** every version of a block that was ever issued, oldest first */
   readonly #issued = new Map<string, number[][]>();
   /** what was answered to the users of a side since it last began to serve */
   readonly #answered = new Map<SideName, Map<string, number[]>>();
   /** primaries that hold their writers back: what had been answered before, and the first version after it */
   readonly #barriers = new Map<SideName, { readonly answered: Floor; readonly version: number }>();
-  readonly #own = new Map<SideName, Map<string, OwnBlock[]>>();
+  /** what users of a view write beside it */
+  readonly own: ReadonlyMap<SideName, OwnWrites>;
   /** how many checkpoints there were, and how many blocks of views were compared */
   readonly counts = { made: 0, viewed: 0, promotions: 0 };
 
@@ -68,10 +59,8 @@ export class CheckpointModel {
         Array.from({ length: pair.blocks }, () => [0]),
       );
     }
-    for (const side of sideNames) {
-      this.#forgetAnswers(side);
-      this.#forgetOwn(side);
-    }
+    for (const side of sideNames) this.#forgetAnswers(side);
+    this.own = new Map(sideNames.map((side) => [side, new OwnWrites(pair.disks, pair.blocks)]));
   }
 
   // ---------------------------------------------------------------- checkpoints as they are made
@@ -94,9 +83,9 @@ export class CheckpointModel {
         }
         if (command === 'replication-set-mode') this.#setMode(side, args?.mode);
         if (command !== 'replication-commit' && command !== 'replication-abort') return engine.execute(command, args);
-        const before = this.#ownNow(side);
+        const before = this.#ownOf(side).now();
         const answer = await engine.execute(command, args);
-        if (command === 'replication-commit') this.#emptied(side, before);
+        if (command === 'replication-commit') this.#ownOf(side).emptied(before);
         this.#change(side, false);
         return answer;
       },
@@ -130,18 +119,21 @@ export class CheckpointModel {
       this.#pair.disks.map((disk) => {
         const blocks = new Uint8Array(this.#pair.blocks * blockBytes);
         for (let block = 0; block < this.#pair.blocks; block++) {
-          this.#pair.readImage(side, disk, offsetOf(block), blockOf(blocks, block));
+          this.#pair.readImage(side, disk, this.#pair.layout(disk).offsetOf(block), blockOf(blocks, block));
         }
         return [disk, blocks];
       }),
     );
   }
 
-  /** A consistent cut (pair.md 22): what was flushed before a version was issued is there if the version is. */
+  /**
+   * A consistent cut (pair.md 22): what was flushed before a version was issued is there if the version is. (Of zeroes
+   * nobody can tell since when they are there.)
+   */
   #checkCut(where: string, images: Images): void {
     const floors = new Map<Floor, number>();
     for (const version of this.#versions(images)) {
-      const floor = this.#floors.get(version);
+      const floor = version > 0 ? this.#floors.get(version) : undefined;
       if (floor !== undefined) floors.set(floor, version);
     }
     for (const [floor, version] of floors) {
@@ -165,7 +157,7 @@ export class CheckpointModel {
     this.#checkFloor(`${side}, checkpoint ${number}, as a barrier`, images, barrier.answered);
     for (const [disk, versions] of this.answered(primary)) {
       for (const [block, version] of versions.entries()) {
-        if (version < barrier.version) continue;
+        if (Math.abs(version) < barrier.version) continue;
         assert.fail(`${primary} answered version ${version} of ${disk} block ${block} behind the barrier`);
       }
     }
@@ -182,17 +174,18 @@ export class CheckpointModel {
       for (const [block, least] of versions.entries()) {
         const found = this.#versionsOf(disk, block, blockOf(image, block));
         const { seed } = this.#pair.world;
-        if (found.some((version) => version < least)) {
+        if (found.some((version) => Math.abs(version) < Math.abs(least))) {
           assert.fail(`seed ${seed}: ${where}: ${disk} block ${block} has ${found.join('+')}, not yet ${least}`);
         }
       }
     }
   }
 
-  /** The versions in a block; a word at a tear that never was one does not count. */
+  /** The versions in a block, of zeroes the last ones; a word at a tear that never was one does not count. */
   #versionsOf(disk: string, block: number, bytes: Uint8Array): number[] {
     const issued = this.#issued.get(disk)?.[block] ?? [];
-    return versionsIn(bytes).filter((version) => issued.includes(version));
+    const found = versionsIn(bytes).map((content) => issued.findLast((version) => contentOf(version) === content));
+    return found.filter((version) => version !== undefined);
   }
 
   *#versions(images: Images): Generator<number> {
@@ -227,12 +220,23 @@ export class CheckpointModel {
     if (versions !== undefined) versions[block] = version;
   }
 
+  /** Who comes anew to a side that goes on serving finds what it had answered. */
+  wasFound(side: SideName, disk: string, block: number, version: number): void {
+    const least = this.answered(side).get(disk)?.[block] ?? 0;
+    if (Math.abs(version) >= Math.abs(least)) return;
+    assert.fail(`seed ${this.#pair.world.seed}: ${side} ${disk} block ${block} has ${version}, answered was ${least}`);
+  }
+
   wasFlushed(side: SideName): void {
     this.#flushed.delete(this.#pair.checker.model(side));
   }
 
-  /** What was answered to the users of a side up to now, since it last began to serve. */
+  /**
+   * What was answered to the users of a side up to now, since it last began to serve; nothing, where its disks may have
+   * lost it.
+   */
   answered(side: SideName): Floor {
+    if (this.#pair.hasFailed(side)) return new Map();
     return new Map([...(this.#answered.get(side) ?? [])].map(([disk, versions]) => [disk, [...versions]]));
   }
 
@@ -241,25 +245,26 @@ export class CheckpointModel {
     this.#answered.set(side, new Map(disks.map((disk) => [disk, new Array<number>(blocks).fill(0)])));
   }
 
-  #forgetOwn(side: SideName): void {
-    const { disks, blocks } = this.#pair;
-    this.#own.set(side, new Map(disks.map((disk) => [disk, Array.from({ length: blocks }, notOwn)])));
+  #ownOf(side: SideName): OwnWrites {
+    return this.own.get(side) ?? assert.fail(side);
   }
 
   // ---------------------------------------------------------------- starts and promotions
 
   /** Until it has started, nobody knows what it shows. */
   starting(side: SideName): void {
+    if (this.#pair.hasFailed(side)) this.#mayHaveLost.add(side);
     this.#change(side, true);
   }
 
   powerCut(side: SideName): void {
-    this.#lostPower.add(side);
+    this.#mayHaveLost.add(side);
   }
 
   /** May this side say that its checkpoint is lost? */
   mayLose(side: SideName): boolean {
-    return !this.#pair.config(side).overlays.sync && this.#lostPower.has(side);
+    const may = this.#mayHaveLost.has(side) || this.#pair.hasFailed(side);
+    return may && !this.#pair.config(side).overlays.sync;
   }
 
   /** A side has started; nothing was received yet. `last`: the state that its last life knew. */
@@ -267,7 +272,7 @@ export class CheckpointModel {
     this.#change(side, false);
     // A promotion that had begun goes on with what the view's user wrote.
     this.#forgetAnswers(side);
-    if (record.role === 'secondary') this.#forgetOwn(side);
+    if (record.role === 'secondary') this.#ownOf(side).forget();
     const { seed } = this.#pair.world;
     const where = `seed ${seed}: ${side} after a start`;
     if (last !== null && this.#pair.sound) {
@@ -279,7 +284,7 @@ export class CheckpointModel {
     if (kept && last.record.role === 'secondary' && record.role === 'secondary' && record.store === 'clean') {
       assert.ok(record.checkpoint !== null, `${where}: its checkpoint is gone`);
     }
-    this.#lostPower.delete(side);
+    this.#mayHaveLost.delete(side);
     if (record.role !== 'secondary' || record.checkpoint === null) return;
     const inStep = this.#pair.config(side).mode === 'lock-step' && record.store === 'clean';
     if (inStep) assert.ok(record.rolledBack, `${where}: in lock-step it goes back to the checkpoint`);
@@ -306,9 +311,9 @@ export class CheckpointModel {
    */
   promoted(side: SideName, record: GroupRecord, switchover: boolean): GroupModel | null {
     this.counts.promotions++;
-    const own = this.#own.get(side);
+    const own = this.#ownOf(side).all();
     this.#forgetAnswers(side);
-    this.#forgetOwn(side);
+    this.#ownOf(side).forget();
     if (record.promoting === 'checkpoint') {
       assert.ok(record.checkpoint !== null, `${side} is promoted to a checkpoint that is not there`);
       return this.#modelOf(this.snapshot(side, record.checkpoint.number), own);
@@ -319,14 +324,14 @@ export class CheckpointModel {
     return new Map(this.#pair.disks.map((disk) => [disk, modelWith(this.#issued.get(disk) ?? [])]));
   }
 
-  #modelOf(images: Images, own: ReadonlyMap<string, OwnBlock[]> | undefined): GroupModel {
+  #modelOf(images: Images, own: ReadonlyMap<string, readonly OwnBlock[]>): GroupModel {
     const { disks, blocks } = this.#pair;
     return new Map(
       disks.map((disk) => {
         const image = images.get(disk) ?? new Uint8Array(0);
         const allowed = Array.from({ length: blocks }, (_, block) => [
           ...versionsIn(blockOf(image, block)),
-          ...(own?.get(disk)?.[block]?.versions ?? []),
+          ...(own.get(disk)?.[block]?.versions ?? []),
         ]);
         return [disk, modelWith(allowed)];
       }),
@@ -358,7 +363,7 @@ export class CheckpointModel {
     const found = await Promise.all(
       blocks.map(async (block) => {
         const bytes = new Uint8Array(blockBytes);
-        await client.read(offsetOf(block), bytes);
+        await client.read(this.#pair.layout(disk).offsetOf(block), bytes);
         return bytes;
       }),
     );
@@ -368,15 +373,34 @@ export class CheckpointModel {
     for (const [index, block] of blocks.entries()) {
       this.counts.viewed++;
       const bytes = found[index] ?? new Uint8Array(0);
-      const { versions, base } = this.#own.get(side)?.get(disk)?.[block] ?? notOwn();
+      const { versions, base } = this.#ownOf(side).at(disk, block);
       const [is, expected] = [versionsIn(bytes), blockOf(image, block)];
       if (base && Buffer.compare(bytes, expected) === 0) continue;
-      if (is.length === 1 && versions.includes(is[0] ?? 0)) continue;
+      if (is.length === 1 && versions.map(contentOf).includes(is[0] ?? 0)) continue;
       const wanted = [...(base ? [versionsIn(expected).join('+')] : []), ...versions.map((own) => `${own} (own)`)];
       const where: string = `${disk} block ${block} of checkpoint ${before.number}`;
       assert.fail(`${side} shows ${where} as ${is.join('+')}, it is ${wanted.join(' or ')}`);
     }
     return true;
+  }
+
+  /**
+   * A user of the view writes beside it (lock-step), or zeroes: it is gone at the next checkpoint.
+   * @param write gets the version: above 0 one to write, below 0 zeroes
+   */
+  async writeOwn(
+    side: SideName,
+    disk: string,
+    block: number,
+    isZero: boolean,
+    write: (version: number) => Done,
+  ): Promise<void> {
+    const mark = this.#shown(side)?.mark;
+    const own = this.#ownOf(side);
+    if (mark === undefined || own.at(disk, block).underWay) return;
+    const version = (isZero ? -1 : 1) * this.#pair.checker.nextVersion();
+    this.#issued.get(disk)?.[block]?.push(version);
+    await own.write(disk, block, version, write, () => mark === this.#shown(side)?.mark);
   }
 
   /** What the nodes of a side that has just started read, whether a user is quick enough to see it or not. */
@@ -393,44 +417,6 @@ export class CheckpointModel {
         // What reads there may be taken away meanwhile.
         if (error instanceof assert.AssertionError) this.#pair.failure ??= error;
       });
-    }
-  }
-
-  /** A user of the view writes beside it (lock-step): it is gone at the next checkpoint. */
-  async writeOwn(side: SideName, disk: string, client: NbdClient, block: number): Promise<void> {
-    const blocks = this.#own.get(side)?.get(disk);
-    const own = blocks?.[block];
-    if (own === undefined || blocks === undefined || own.underWay || this.#shown(side) === null) return;
-    const version = this.#pair.checker.nextVersion();
-    this.#issued.get(disk)?.[block]?.push(version);
-    own.versions.push(version);
-    own.underWay = true;
-    const mark = this.#shown(side)?.mark;
-    try {
-      await client.write(offsetOf(block), fill(new Uint8Array(blockBytes), version), 0);
-    } catch (error) {
-      // Nobody knows whether it came to pass; the next checkpoint drops it.
-      own.base = true;
-      throw error;
-    } finally {
-      own.underWay = false;
-    }
-    if (mark !== undefined && mark === this.#shown(side)?.mark)
-      blocks[block] = { versions: [version], base: false, underWay: false };
-  }
-
-  /** The own writes that a checkpoint which is made now surely drops: those that were answered before. */
-  #ownNow(side: SideName): Map<OwnBlock, boolean> {
-    const blocks = [...(this.#own.get(side)?.values() ?? [])].flat();
-    return new Map(blocks.map((own) => [own, own.underWay]));
-  }
-
-  #emptied(side: SideName, before: ReadonlyMap<OwnBlock, boolean>): void {
-    for (const blocks of this.#own.get(side)?.values() ?? []) {
-      for (const [block, own] of blocks.entries()) {
-        if (before.get(own) === false) blocks[block] = notOwn();
-        else own.base = true;
-      }
     }
   }
 }

@@ -1,5 +1,7 @@
 /** A user of a secondary's view of one disk (pair.md 17): it compares what it sees with the model, and may write. */
 import { NbdClient } from '../../src/nbd/client.ts';
+import type { Done } from '../../src/util/later.ts';
+import { blockBytes, fill } from './checker.ts';
 import { nbdPort, type PairWorld, type SideName } from './pair-world.ts';
 
 const blocksAtOnce = 8;
@@ -48,10 +50,19 @@ export class Onlooker {
     return this.#pair.checkpoints.checkView(this.#side, this.#disk, this.#client, blocks);
   }
 
-  /** Writes a block, where the view can be written. */
-  async write(block: number): Promise<void> {
-    if (this.#client.info.readOnly) return;
-    await this.#pair.checkpoints.writeOwn(this.#side, this.#disk, this.#client, block);
+  /** Writes a block, or zeroes, in two parts, where the view can be written. @param cut bytes of the first one */
+  async write(block: number, isZero = false, cut = blockBytes): Promise<void> {
+    const client = this.#client;
+    if (client.info.readOnly) return;
+    const offset = this.#pair.layout(this.#disk).offsetOf(block);
+    const change = (version: number, from: number, to: number): Done => {
+      if (from === to) return undefined;
+      if (version < 0) return client.writeZeroes(offset + from, to - from, 0);
+      return client.write(offset + from, fill(new Uint8Array(blockBytes), version).subarray(from, to), 0);
+    };
+    await this.#pair.checkpoints.writeOwn(this.#side, this.#disk, block, isZero, async (version) => {
+      await Promise.all([change(version, 0, cut), change(version, cut, blockBytes)]);
+    });
   }
 
   close(): void {

@@ -249,6 +249,8 @@ export class SimDisk {
   readonly names = new Map<string, SimInode>();
   /** what the machine says is free, bytes */
   freeBytes = 2 ** 40;
+  /** what its file system knows besides writing */
+  knows = { holes: true, zeroes: true };
   #durableNames = new Map<string, SimInode>();
   #nameChanges: NameChange[] = [];
   /** the files that have had changes since the last power cut */

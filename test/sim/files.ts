@@ -310,6 +310,8 @@ export class SimFile implements HostFile {
 
   #zero(offset: number, length: number, hole: boolean): boolean | Promise<boolean> {
     this.#checkWritable('zero');
+    const { holes, zeroes } = this.#process.disk.knows;
+    if (hole ? !holes : !zeroes) return false;
     const fault = this.#process.begin('zero', this.#absolute, offset, length);
     const done = this.#soon(fault, () => {
       if (fault?.errno !== undefined) throw fileError(fault.errno, 'zero', this.path);

@@ -14,6 +14,11 @@ export class PairHands {
   readonly pair: PairWorld;
   readonly random: SeededRandom;
   readonly users: PairUsers;
+  /**
+   * Sides whose small files may fail a sync. What the system goes on showing of those no start after a kill -9 can
+   * tell from what is durable (failures.md, "A disk that fails to sync"): only a reboot forgets it.
+   */
+  readonly endsByPower = new Set<SideName>();
 
   constructor(pair: PairWorld, random: SeededRandom, users: PairUsers) {
     this.pair = pair;
@@ -41,7 +46,7 @@ export class PairHands {
 
   end(side: SideName, how: 'kill' | 'power'): void {
     if (!this.pair.world.isAlive(side)) return;
-    if (how === 'kill') this.pair.kill(side);
+    if (how === 'kill' && !this.endsByPower.has(side)) this.pair.kill(side);
     else this.pair.powerCut(side, this.random.pick([{}, { loseUnsynced: true }]));
     this.users.abandon(side);
   }
@@ -63,7 +68,9 @@ export class PairHands {
     const one = this.pair.sides.get(side);
     if (one === undefined || !this.pair.world.isAlive(side)) return;
     const stopped = one.daemon.stop().then(() => one.engine.close());
-    await this.settled(stopped, side);
+    // One whose disk failed says so at its end.
+    const told = stopped.catch((error: unknown) => this.#unlessFailed(side, error));
+    await this.settled(told, side);
     if (!this.pair.world.isAlive(side)) return;
     this.pair.kill(side);
     this.users.abandon(side);
@@ -72,7 +79,19 @@ export class PairHands {
   async restart(side: SideName): Promise<void> {
     if (this.pair.world.isAlive(side)) return;
     this.pair.say('test', `restart ${side}`);
-    await this.settled(this.pair.begin(side), side);
+    let refused = false;
+    const begun = this.pair.begin(side).catch((error: unknown) => {
+      this.#unlessFailed(side, error);
+      this.pair.say(side, `does not start: ${String(error)}`);
+      refused = true;
+    });
+    await this.settled(begun, side);
+    if (refused && this.pair.world.isAlive(side)) this.pair.kill(side);
+  }
+
+  /** @throws the error, if no call of that side has met a fault */
+  #unlessFailed(side: SideName, error: unknown): void {
+    if (!this.pair.hasFailed(side)) throw error;
   }
 
   async command(side: SideName, command: string, args: Record<string, unknown> = {}): Promise<void> {
@@ -134,14 +153,14 @@ export class PairHands {
     this.users.calm = true;
     pair.world.onIo(null);
     pair.world.heal('alpha', 'beta');
-    for (const side of sideNames) {
-      const disk = pair.world.machine(side)?.disk;
-      if (disk !== undefined) disk.freeBytes = 2 ** 40;
-      await this.restart(side);
-    }
-    for (let attempt = 0; attempt < 30 && !this.inStep(); attempt++) {
+    this.pair.mendDisks();
+    for (const side of sideNames) await this.restart(side);
+    for (let attempt = 0; attempt < 30; attempt++) {
       for (let waited = 0; waited < 40 && !this.inStep(); waited++) await this.pass(100);
-      if (!this.inStep()) await this.decide();
+      const failed = await this.failedPrimary();
+      if (failed !== null) await this.replaceDisk(failed);
+      else if (this.inStep()) break;
+      else await this.decide();
     }
     // A link that was cut may break some time later: in step means in step for a while.
     for (let calm = 0; calm < calmRounds; calm++) {
@@ -193,6 +212,34 @@ export class PairHands {
     const notices = sideNames.map((side) => this.pair.sides.get(side)?.daemon.state.refusal ?? '');
     const wanted = notices.map((text) => /`failover` on (\w+)/.exec(text)?.[1]).find((name) => name !== undefined);
     if (wanted !== undefined) await this.failOver(wanted as SideName);
+  }
+
+  /** The primary whose disk is not to be believed until somebody does something. */
+  async failedPrimary(): Promise<SideName | null> {
+    for (const side of sideNames) {
+      if (!this.pair.world.isAlive(side) || !this.pair.hasFailed(side)) continue;
+      const { role, disks } = await this.pair.status(side);
+      if (role === 'primary' && disks.some(({ error }) => error !== null)) return side;
+    }
+    return null;
+  }
+
+  /** What can be done about it when the device works again. */
+  async replaceDisk(side: SideName): Promise<void> {
+    const way = this.random.pick(['failover', 'reopen', 'stop', 'kill', 'power'] as const);
+    this.pair.say('test', `disk of ${side} failed: ${way}`);
+    if (way === 'failover') return this.command(otherSide(side), 'pair-failover');
+    if (way === 'reopen') {
+      for (const disk of this.pair.disks) {
+        const filename = `/data/${disk}.img`;
+        const options = [{ driver: 'file', 'node-name': `${disk}-file`, filename, exclusive: true }];
+        await this.command(side, 'blockdev-reopen', { options });
+      }
+      return;
+    }
+    if (way === 'stop') await this.stop(side);
+    else this.end(side, way);
+    await this.restart(side);
   }
 
   inStep(): boolean {

@@ -3,6 +3,9 @@
  * at the view of the secondary, where checkpoints are kept. Whatever they see is compared with the models.
  */
 import assert from 'node:assert/strict';
+import { writeFlags } from '../../src/block/node.ts';
+import { BlockError } from '../../src/util/errors.ts';
+import { blockBytes } from './checker.ts';
 import { Onlooker } from './checkpoint-onlooker.ts';
 import { type PairWorld, type SideName, sideNames, type User } from './pair-world.ts';
 import type { SeededRandom } from './random.ts';
@@ -23,12 +26,18 @@ export class PairUsers {
   /** how often users flush, and how often they rest */
   readonly #flushShare: number;
   readonly #pauses: number;
+  /** how many of their changes are zeroes and discards */
+  readonly #zeroShare: number;
+  /** how many of their writes go in two parts that end at no border of anything */
+  readonly #cutShare: number;
 
   constructor(pair: PairWorld, random: SeededRandom) {
     this.pair = pair;
     this.random = random;
     this.#flushShare = random.pick([0.01, 0.05, 0.2]);
     this.#pauses = random.pick([0, 0.02, 0.2]);
+    this.#zeroShare = random.pick([0, 0, 0.1, 0.5]);
+    this.#cutShare = random.pick([0, 0, 0.3]);
   }
 
   start(): void {
@@ -74,13 +83,19 @@ export class PairUsers {
         await user.unlessGone(user.verify());
         await this.#work(user);
       } catch (error) {
-        if (!user.closed && !user.abandoned) throw error;
+        if (!user.closed && !user.abandoned && !this.#isExcused(side, error)) throw error;
       } finally {
         user.abandon();
         this.#users.delete(user);
         void user.client.close().catch(() => undefined);
       }
     }
+  }
+
+  /** A side whose disks fail may say so. */
+  #isExcused(side: SideName, error: unknown): boolean {
+    const isOfDisks = error instanceof BlockError && (error.code === 'io-error' || error.code === 'no-space');
+    return isOfDisks && this.pair.hasFailed(side);
   }
 
   /** Somebody looks at the view of a secondary, whichever side that is, and in lock-step writes beside it. */
@@ -99,7 +114,9 @@ export class PairUsers {
       try {
         while (!this.over && !this.quiet && pair.world.isAlive(side)) {
           await onlooker.look();
-          if (random.chance(0.3)) await onlooker.write(random.below(pair.blocks));
+          if (random.chance(0.3)) {
+            await onlooker.write(random.below(pair.blocks), random.chance(this.#zeroShare), this.#cutOf(blockBytes));
+          }
           await pair.sleep(random.fraction() * (this.calm ? 500 : random.pick([1, 20, 300])));
         }
       } catch (error) {
@@ -140,7 +157,7 @@ export class PairUsers {
       const what = random.fraction();
       if (what < 0.6 && free) {
         this.writes++;
-        begin(user.write(block, count));
+        begin(this.#change(user, block, count));
       } else if (what < 0.6 + this.#flushShare) {
         this.flushes++;
         begin(user.flush());
@@ -149,5 +166,21 @@ export class PairUsers {
       if (random.chance(this.#pauses)) await this.pair.sleep(random.fraction() * 2000);
       if (this.calm || random.chance(0.3)) await this.pair.sleep(random.fraction() * (this.calm ? 200 : 20));
     }
+  }
+
+  async #change(user: User, block: number, count: number): Promise<unknown> {
+    const { random } = this;
+    const fua = random.chance(this.#flushShare / 4) ? writeFlags.fua : writeFlags.none;
+    if (!random.chance(this.#zeroShare)) {
+      return user.write(block, count, fua, this.#cutOf(count * blockBytes));
+    }
+    if (random.chance(0.4)) return user.discard(block, count);
+    const { noHole, fastZero } = writeFlags;
+    return user.zero(block, count, fua | random.pick([0, noHole, fastZero, noHole | fastZero]));
+  }
+
+  /** How much of it goes with a first request. */
+  #cutOf(bytes: number): number {
+    return this.random.chance(this.#cutShare) ? 1 + this.random.below(bytes - 1) : bytes;
   }
 }

@@ -1,9 +1,10 @@
 /**
- * Random lives of a pair: users write, flush and read while machines die, links are cut and people give commands, all
- * from one seed. In the end everything is mended, both sides come in step, hold the same bytes, and no promise is
- * broken.
+ * Random lives of a pair: users write, zero, discard, flush and read while machines die, links are cut, disks fail and
+ * people give commands, all from one seed. In the end everything is mended, both sides come in step, hold the same
+ * bytes, and no promise is broken.
  */
 import type { PairConfig } from '../../src/pair/config.ts';
+import type { Placing } from './checker.ts';
 import type { FileOperation } from './files.ts';
 import { PairHands } from './pair-lives-hands.ts';
 import { PairUsers } from './pair-lives-users.ts';
@@ -16,6 +17,8 @@ export interface LifeOptions {
   readonly troubles?: number;
   /** else the seed chooses */
   readonly kind?: LifeKind;
+  /** syncs fail and space ends; else the seed chooses */
+  readonly disksFail?: boolean;
 }
 
 const lifeKinds = ['mirror', 'standby', 'standby', 'lock-step'] as const;
@@ -25,6 +28,8 @@ export interface LifeResult {
   readonly seed: number;
   readonly writes: number;
   readonly flushes: number;
+  /** calls of disks that failed */
+  readonly failedCalls: number;
   readonly troubles: readonly string[];
   /** checkpoints made, blocks of their views that were compared, promotions */
   readonly checkpoints: { readonly made: number; readonly viewed: number; readonly promotions: number };
@@ -40,7 +45,14 @@ export async function live(seed: number, options: LifeOptions = {}): Promise<Lif
   }
   const { troubles, pair, users } = life;
   const { writes, flushes } = users;
-  return { seed, writes, flushes, troubles, checkpoints: pair.checkpoints.counts };
+  return {
+    seed,
+    writes,
+    flushes,
+    failedCalls: sum(sides.map((side) => pair.world.failuresOf(side))),
+    troubles,
+    checkpoints: pair.checkpoints.counts,
+  };
 }
 
 const sides = ['alpha', 'beta'] as const;
@@ -79,6 +91,9 @@ const troubleKinds = [
   'slow files',
 ] as const;
 
+/** What can happen, besides, where disks may fail. */
+const diskTroubles = ['a sync fails', 'a sync fails', 'no room for overlays'] as const;
+
 /** What can happen, besides, where checkpoints are kept. */
 const checkpointTroubles = [
   'checkpoint',
@@ -101,14 +116,18 @@ class Life {
   readonly kind: LifeKind;
   readonly users: PairUsers;
   readonly hands: PairHands;
+  readonly #disksFail: boolean;
 
   constructor(seed: number, options: LifeOptions) {
     this.random = new SeededRandom(seed * 7919 + 13);
     const disks = ['disk0', 'disk1', 'disk2'].slice(0, this.random.pick([1, 1, 2, 3]));
     this.troublesWanted = options.troubles ?? 1 + this.random.below(6);
     this.kind = options.kind ?? this.random.pick(lifeKinds);
+    const disksFail = this.random.chance(0.3);
+    this.#disksFail = options.disksFail ?? disksFail;
     this.pair = new PairWorld(seed, {
       disks,
+      ...(this.random.chance(0.4) ? { placing: disks.map(() => this.#placing()) } : {}),
       sound: true,
       ...(options.verbose === undefined ? {} : { verbose: options.verbose }),
       config: {
@@ -121,6 +140,18 @@ class Life {
     });
     this.users = new PairUsers(this.pair, this.random);
     this.hands = new PairHands(this.pair, this.random, this.users);
+  }
+
+  /** Blocks at no border of anything, and a disk that ends somewhere. */
+  #placing(): Placing {
+    const { random } = this;
+    return { shift: random.pick([0, 512, 1236, 3001]), tail: random.pick([null, 0, 512, 1000, 5001, 300_001]) };
+  }
+
+  /** One that is poor: zeroes are written there, and a discard may do nothing. */
+  #fileSystem(): { holes: boolean; zeroes: boolean } {
+    const holes = this.random.chance(0.3);
+    return { holes, zeroes: !holes && this.random.chance(0.5) };
   }
 
   #overlays(kind: 'standby' | 'lock-step'): Partial<PairConfig> {
@@ -138,6 +169,10 @@ class Life {
   async run(): Promise<void> {
     const { pair } = this;
     for (const side of this.random.chance(0.5) ? sideNames : [...sideNames].reverse()) await pair.start(side);
+    for (const side of sides) {
+      const disk = pair.world.machine(side)?.disk;
+      if (disk !== undefined && this.random.chance(0.2)) disk.knows = this.#fileSystem();
+    }
     this.users.start();
     if (this.random.chance(0.7)) await this.hands.until(() => this.hands.inStep());
     for (let count = 0; count < this.troublesWanted; count++) {
@@ -153,7 +188,8 @@ class Life {
     const { pair, random } = this;
     const side = random.pick(['alpha', 'beta'] as const);
     const more = this.hands.keepsCheckpoints && random.chance(0.5);
-    const kind = more ? random.pick(checkpointTroubles) : random.pick(troubleKinds);
+    const fails = this.#disksFail && random.chance(0.4);
+    const kind = fails ? random.pick(diskTroubles) : more ? random.pick(checkpointTroubles) : random.pick(troubleKinds);
     this.troubles.push(`${kind} ${side}`);
     pair.say('test', `${kind} ${side}`);
     switch (kind) {
@@ -206,6 +242,10 @@ class Life {
         return this.#checkpointAndLose(side);
       case 'little space':
         return this.#littleSpace(side);
+      case 'a sync fails':
+        return this.#failSync(side);
+      case 'no room for overlays':
+        return this.#fillUp(side);
     }
   }
 
@@ -360,9 +400,46 @@ class Life {
     if (this.random.chance(0.5)) await this.#resyncAndLose(side);
   }
 
-  // ---- single things
+  // ---- disks that fail
 
-  // ---------------------------------------------------------------- the end
+  /** A sync fails, once or until the device is mended, of a file that the pair needs or may need. */
+  async #failSync(side: SideName): Promise<void> {
+    const { pair, random } = this;
+    const disk = random.pick(pair.disks as [string, ...string[]]);
+    const files = [`${disk}.img`, `${disk}.img`, 'group', ...(this.hands.keepsCheckpoints ? overlaysOf(disk) : [])];
+    const path = `/data/${random.pick(files as [string, ...string[]])}`;
+    const count = random.chance(0.6) ? 1 : Number.POSITIVE_INFINITY;
+    const skip = random.below(random.pick([1, 4, 20]));
+    pair.say('test', `sync of ${path} will fail, ${count} times after ${skip}`);
+    if (!path.endsWith('.img')) this.hands.endsByPower.add(side);
+    pair.world.fault(side, { operation: 'sync', path, errno: 'EIO', count, skip });
+    await this.#meanwhile(side);
+  }
 
-  // ---------------------------------------------------------------- users
+  /** What the overlays of a side need is used up, for a while. */
+  async #fillUp(side: SideName): Promise<void> {
+    const { pair, random } = this;
+    const skip = random.below(random.pick([1, 20, 100]));
+    pair.say('test', `no room for overlays after ${skip} writes`);
+    const disk = pair.world.machine(side)?.disk;
+    if (disk !== undefined && random.chance(0.5)) disk.freeBytes = 0;
+    pair.world.fault(side, { operation: 'write', path: /\.(hidden|active)$/, errno: 'ENOSPC', skip });
+    await this.#meanwhile(side);
+  }
+
+  /** Something else may happen before it is mended, and it may last. */
+  async #meanwhile(side: SideName): Promise<void> {
+    const { random } = this;
+    await this.hands.pass(random.fraction() * 1500);
+    if (random.chance(0.2)) await this.hands.checkpoint(random.pick(sides));
+    if (random.chance(0.2)) await this.#resyncAndLose(random.pick(sides));
+    if (random.chance(0.2)) this.hands.end(side, random.pick(['kill', 'power'] as const));
+    if (random.chance(0.2)) await this.hands.failOver(random.pick(sides));
+    if (random.chance(0.6)) this.pair.mendDisks();
+    await this.hands.pass(random.fraction() * 1000);
+    if (random.chance(0.5)) await this.hands.restart(side);
+  }
 }
+
+const sum = (counts: readonly number[]): number => counts.reduce((a, b) => a + b, 0);
+const overlaysOf = (disk: string): string[] => [`${disk}.hidden`, `${disk}.active`, `${disk}.hidden`];

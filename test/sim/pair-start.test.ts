@@ -140,7 +140,7 @@ test('pair 10: two sides that both hold data are not paired without `overwrite`'
   const beta = pair.world.host('beta');
   await pair.world.complete(beta.files.makeFolder('/data'));
   const file = await pair.world.complete(beta.files.open('/data/disk0.img', { access: 'write', create: 'exclusive' }));
-  await pair.world.complete(file.truncate(pair.diskBytes));
+  await pair.world.complete(file.truncate(pair.layout('disk0').length));
   await pair.world.complete(Promise.resolve(file.write(4096, new Uint8Array(512).fill(7))));
   await pair.world.complete(file.close());
   pair.world.kill('beta');

@@ -10,12 +10,14 @@ import { type PairConfig, pairDefaults } from '../../src/pair/config.ts';
 import { PairDaemon } from '../../src/pair/daemon.ts';
 import type { GroupRecord } from '../../src/pair/generation.ts';
 import type { PairStatus } from '../../src/qmp/schema/pair.ts';
-import { deferred } from '../../src/util/later.ts';
 import { loadXxhash } from '../../src/util/xxhash.ts';
-import { blockBytes, Checker, type DiskModel, diskBytesFor, fill, isMixOf, offsetOf, versionsIn } from './checker.ts';
+import { blockBytes, Checker, Layout, type Placing, versionsIn } from './checker.ts';
 import { CheckpointModel } from './checkpoint-model.ts';
 import type { SimInode } from './disk.ts';
+import { User } from './pair-user.ts';
 import { World, type WorldOptions } from './world.ts';
+
+export type { User };
 
 export type SideName = 'alpha' | 'beta';
 export const sideNames: readonly SideName[] = ['alpha', 'beta'];
@@ -31,6 +33,8 @@ export interface PairWorldOptions extends WorldOptions {
   readonly disks?: readonly string[];
   /** blocks of a disk that its user writes; default 64 */
   readonly blocks?: number;
+  /** how the blocks of each disk lie; default: at the borders of pages, all disks of one length */
+  readonly placing?: readonly Placing[];
   readonly config?: Partial<PairConfig>;
   /** no file is damaged and no call fails: a checkpoint that is durable cannot be lost */
   readonly sound?: boolean;
@@ -50,26 +54,32 @@ export class PairWorld {
   readonly world: World;
   readonly disks: readonly string[];
   readonly blocks: number;
-  readonly diskBytes: number;
   readonly checker: Checker;
   readonly checkpoints: CheckpointModel;
   readonly sides = new Map<SideName, Side>();
   readonly log: string[] = [];
   readonly #config: Partial<PairConfig>;
   readonly #verbose: boolean;
+  readonly #layouts: ReadonlyMap<string, Layout>;
+  /** by side: how many of its calls had failed when its last start began */
+  readonly #failuresBefore = new Map<SideName, number>();
   readonly sound: boolean;
 
   constructor(seed: number, options: PairWorldOptions = {}) {
     this.world = new World(seed, options.atOnce === undefined ? {} : { atOnce: options.atOnce });
     this.disks = options.disks ?? ['disk0'];
     this.blocks = options.blocks ?? 64;
-    this.diskBytes = diskBytesFor(this.blocks);
+    this.#layouts = new Map(this.disks.map((disk, index) => [disk, new Layout(this.blocks, options.placing?.[index])]));
     this.checker = new Checker(this.disks, this.blocks);
     this.#config = options.config ?? {};
     this.sound = options.sound ?? false;
     this.#verbose = options.verbose ?? process.env.PAIR_VERBOSE !== undefined;
     this.world.host(user);
     this.checkpoints = new CheckpointModel(this);
+  }
+
+  layout(disk: string): Layout {
+    return this.#layouts.get(disk) ?? assert.fail(`there is no disk ${disk}`);
   }
 
   config(side: SideName): PairConfig {
@@ -82,7 +92,7 @@ export class PairWorld {
       volume: 'vol',
       role: side === 'alpha' ? 'primary' : 'secondary',
       dataFolder: '/data',
-      disks: this.disks.map((name) => ({ name, file: `/data/${name}.img`, size: this.diskBytes })),
+      disks: this.disks.map((name) => ({ name, file: `/data/${name}.img`, size: this.layout(name).length })),
       listen: { supervisor: inet(side, 7000), replication: inet(side, 7001), nbd: [inet(side, nbdPort)] },
       peer: { name: otherSide(side), supervisor: inet(otherSide(side), 7000) },
       insecure: true,
@@ -117,6 +127,7 @@ export class PairWorld {
       this.#lookAtPrimary(side, id, record);
     };
     this.checkpoints.starting(side);
+    this.#failuresBefore.set(side, this.world.failuresOf(side));
     const target = this.checkpoints.wrap(side, engine, () => started?.state ?? null);
     const daemon = await PairDaemon.start(host, target, { ...this.config(side), ...config }, ({ message }) => {
       this.say(side, message);
@@ -162,7 +173,9 @@ export class PairWorld {
       // On the way to a checkpoint the disks are between two states: users are shown the one.
       if (!promoted || record.promoting === 'checkpoint') return;
       const where = `seed ${this.world.seed}, promotion`;
-      for (const disk of this.disks) this.checker.look(side, disk, this.image(side, disk), where);
+      for (const disk of this.disks) {
+        this.checker.look(side, disk, this.image(side, disk), this.layout(disk), where);
+      }
       if (switchover && other.cleanStop !== null) this.assertEqual();
     });
   }
@@ -171,6 +184,20 @@ export class PairWorld {
     const one = this.sides.get(side);
     assert.ok(one !== undefined && this.world.isAlive(side), `${side} is not running`);
     return one;
+  }
+
+  /** No call fails any more, and there is space. */
+  mendDisks(): void {
+    this.world.mend();
+    for (const side of sideNames) {
+      const disk = this.world.machine(side)?.disk;
+      if (disk !== undefined) disk.freeBytes = 2 ** 40;
+    }
+  }
+
+  /** Has a call of the side's last process failed? What its daemon then says to its users breaks no promise. */
+  hasFailed(side: SideName): boolean {
+    return this.world.failuresOf(side) > (this.#failuresBefore.get(side) ?? 0);
   }
 
   kill(side: SideName): void {
@@ -273,144 +300,6 @@ export class PairWorld {
         const found = `${versionsIn(mine).join('+')} on alpha, ${versionsIn(theirs).join('+')} on beta`;
         assert.fail(`seed ${this.world.seed}: ${disk} at ${at}: ${found}`);
       }
-    }
-  }
-}
-
-/** One NBD connection, whose requests and answers the checker hears of. */
-export class User {
-  readonly side: SideName;
-  readonly disk: string;
-  readonly client: NbdClient;
-  readonly #pair: PairWorld;
-  readonly #model: DiskModel;
-  readonly #busy = new Set<number>();
-  closed = false;
-  readonly #gone = deferred();
-  /** nobody waits for its answers any more: what still comes counts for nothing */
-  abandoned = false;
-
-  constructor(pair: PairWorld, side: SideName, disk: string, client: NbdClient) {
-    this.#pair = pair;
-    this.side = side;
-    this.disk = disk;
-    this.client = client;
-    const model = pair.checker.model(side).get(disk);
-    assert.ok(model !== undefined);
-    this.#model = model;
-    client.onClosed(() => {
-      this.closed = true;
-    });
-  }
-
-  get blocks(): number {
-    return this.#pair.blocks;
-  }
-
-  isBusy(block: number): boolean {
-    return this.#busy.has(block);
-  }
-
-  /**
-   * Writes a new version of a block, or of a pair of blocks (`block` even). Resolves when it was answered; rejects as
-   * the client does.
-   */
-  async write(block: number, count = 1): Promise<number> {
-    const { checker, checkpoints } = this.#pair;
-    const version = checker.nextVersion();
-    const { side, disk } = this;
-    const model = this.#model;
-    for (let at = block; at < block + count; at++) {
-      this.#busy.add(at);
-      model.issued(at, version);
-      checkpoints.issued(side, disk, at, version);
-    }
-    try {
-      await this.client.write(offsetOf(block), fill(new Uint8Array(count * blockBytes), version), 0);
-      for (let at = block; at < block + count && !this.abandoned; at++) {
-        model.answered(at, version);
-        checkpoints.wasAnswered(side, disk, at, version);
-      }
-    } finally {
-      for (let at = block; at < block + count; at++) this.#busy.delete(at);
-    }
-    return version;
-  }
-
-  async flush(): Promise<void> {
-    const model = this.#model;
-    const snapshot = [...model.current];
-    await this.client.flush();
-    if (this.abandoned) return;
-    model.flushed(snapshot);
-    this.#pair.checkpoints.wasFlushed(this.side);
-  }
-
-  async read(block: number): Promise<number[]> {
-    return versionsIn(await this.#readBlock(block));
-  }
-
-  async #readBlock(block: number): Promise<Uint8Array> {
-    const bytes = new Uint8Array(blockBytes);
-    await this.client.read(offsetOf(block), bytes);
-    return bytes;
-  }
-
-  /** Reads everything and compares it with what may be there; afterwards the checker knows what is. */
-  async verify(): Promise<void> {
-    const { seed } = this.#pair.world;
-    for (let block = 0; block < this.blocks; block++) {
-      const bytes = await this.#readBlock(block);
-      const versions = versionsIn(bytes);
-      const model = this.#model;
-      const where = `seed ${seed}: ${this.side} ${this.disk}`;
-      if (versions.length === 1) {
-        model.found(block, versions[0] ?? 0, where);
-        continue;
-      }
-      // Torn: only blocks whose writes were not flushed may be, and each part must be a version that was possible.
-      const allowed = model.allowed[block] ?? [];
-      const found = `block ${block} has parts ${versions.join(', ')}`;
-      assert.ok(isMixOf(bytes, allowed), `${where}: ${found}, allowed are ${allowed.join(', ')}`);
-      await this.write(block);
-    }
-  }
-
-  /** Reads everything once more: nothing is under way, so each block shows what was answered last. */
-  async verifyAll(): Promise<void> {
-    await this.verify();
-  }
-
-  /** Nothing of it is under way. */
-  get idle(): boolean {
-    return this.#busy.size === 0;
-  }
-
-  /** Its side is gone: nothing that still arrives counts, and nobody waits for it. */
-  abandon(): void {
-    this.abandoned = true;
-    this.#gone.resolve();
-  }
-
-  /** Waits for the promise, or until the side is gone. */
-  async unlessGone<T>(promise: Promise<T>): Promise<T | undefined> {
-    promise.catch(() => undefined);
-    return Promise.race([promise, this.#gone.promise.then(() => undefined)]);
-  }
-
-  /** What this side's own reads must show while it serves. */
-  async verifyOne(block: number): Promise<void> {
-    if (this.#busy.has(block)) return;
-    this.#busy.add(block);
-    try {
-      const versions = await this.read(block);
-      assert.deepEqual(
-        versions,
-        [this.#model.current[block]],
-        `seed ${this.#pair.world.seed}: ${this.side} block ${block}`,
-      );
-    } finally {
-      this.#busy.delete(block);
     }
   }
 }

@@ -37,6 +37,7 @@ export class World {
   ioCount = 0;
   readonly #machines = new Map<string, Machine>();
   readonly #cutLinks = new Set<string>();
+  readonly #failures = new Map<string, number>();
   readonly #faults: { readonly machine: string; readonly fault: ActiveFault }[] = [];
   #ioListener: ((n: number, host: string, operation: IoOperation) => void) | undefined;
 
@@ -134,6 +135,16 @@ export class World {
     };
   }
 
+  /** No fault is in force any more. */
+  mend(): void {
+    this.#faults.length = 0;
+  }
+
+  /** How many calls of a machine a fault has made fail. */
+  failuresOf(machine: string): number {
+    return this.#failures.get(machine) ?? 0;
+  }
+
   /**
    * Calls before each I/O takes effect, with its number from 1: a kill or power cut in the call catches it in flight.
    * There is one listener; null takes it away.
@@ -202,6 +213,7 @@ export class World {
       }
       if (fault.met >= (fault.count ?? Number.POSITIVE_INFINITY)) continue;
       fault.met++;
+      if (fault.errno !== undefined) this.#failures.set(machine, this.failuresOf(machine) + 1);
       return fault;
     }
     return undefined;
