@@ -44,6 +44,9 @@ export async function inspectImages(host: Host, disks: readonly DiskConfig[]): P
             `write \`size: ${size}\`, a disk keeps its size`,
         );
       }
+      // A sync that failed was told to the process before us; what it lost is shown until the cache forgets it.
+      await file.sync();
+      await file.dropCache();
       if (blank) blank = await readsAsZeroes(file);
     } finally {
       await file.close();

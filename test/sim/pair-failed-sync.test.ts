@@ -189,3 +189,23 @@ test('a secondary whose disk failed a sync drops out, comes back as another life
     assert.equal((await pair.status('beta')).disks[0]?.error, null);
   }
 });
+
+for (const side of ['alpha', 'beta'] as const) {
+  test(`a start after a kill -9 believes nothing of ${side} that a failed sync may have left in memory only`, async () => {
+    for (let seed = 500; seed < 508; seed++) {
+      const pair = await paired(seed);
+      await failSync(pair, side);
+      pair.kill(side);
+      await pair.start(side);
+      await pair.inStep();
+      const user = await pair.connect('alpha');
+      await pair.world.complete(user.verify());
+      await pair.world.complete(user.flush());
+      pair.powerCut(side, { loseUnsynced: true });
+      await pair.start(side);
+      await pair.inStep();
+      await verify(pair, 'alpha');
+      pair.assertEqual();
+    }
+  });
+}
