@@ -43,6 +43,44 @@ test('record-log 7: a file stays bounded though its blocks are rewritten within 
   }
 });
 
+test('record-log 7: a block that is written once stays while others around it are rewritten and compacted', async () => {
+  const { open } = await overlay();
+  const { node, close } = await open();
+  const block = new Uint8Array(4096);
+  await node.write(20 * 4096, block.fill(7), 0);
+  for (let i = 0; i < 500; i++) {
+    await node.write((i % 4) * 4096, block.fill(1), 0);
+    if (i % 50 === 0) await new Promise((resolve) => setImmediate(resolve));
+  }
+  await node.settle?.();
+  await close();
+  const { node: again } = await open();
+  await again.read(20 * 4096, block);
+  assert.ok(block.every((byte) => byte === 7));
+});
+
+test('record-log 8: with sync=false it is unclean before the first write, and clean only when its backing is durable', async () => {
+  const { graph } = testGraph();
+  await graph.add({ driver: 'memory', 'node-name': 'log', size: 0 });
+  await graph.add({ driver: 'blkdebug', 'node-name': 'disk', image: { driver: 'memory', size } });
+  const options = {
+    driver: 'shadow',
+    'node-name': 'top',
+    file: 'log',
+    backing: 'disk',
+    'grow-bytes': 65536,
+    sync: false,
+  };
+  await graph.add(options);
+  assert.equal(graph.find('log').node.length, 0);
+  const use = await graph.use('top', parent('the test'), writer);
+  assert.ok(graph.find('log').node.length > 0, 'its superblock says so');
+  await use.release();
+  const fault = { operation: 'flush', errno: 'EIO', count: 1 };
+  await graph.find('disk').node.control?.({ action: 'add-fault', fault });
+  await assert.rejects(graph.remove('top'), /injected EIO/);
+});
+
 test('a file stays bounded over many epochs of a group, whose overlays are not emptied one by one', async () => {
   const { log, open } = await overlay(1);
   const { node } = await open();
