@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { recordKinds } from '../../src/block/record-format.ts';
 import { superblockAreaBytes } from '../../src/block/record-superblock.ts';
+import { attempt, deferred } from '../../src/util/later.ts';
 import { CrashFile, open, randomFrom } from './crash-file.ts';
 
 test('every synced record is found after a crash, of the others a prefix, over several lives', async () => {
@@ -87,6 +88,28 @@ test('a failed append closes the log: nothing follows the gap, and no sync succe
   assert.throws(() => log.append(recordKinds.data, 1, 0, 4, new Uint8Array(4)), /injected write error.*reopened/);
   assert.throws(() => log.append(recordKinds.data, 1, 0, 4, new Uint8Array(4)), /reopened/);
   assert.throws(() => log.sync(), /reopened/);
+});
+
+test('an append is done only when all before it are: a torn one takes those behind it along', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file);
+  const append = (value: number) => attempt(() => log.append(1, 1, 0, 4096, new Uint8Array(4096).fill(value)));
+  await append(1);
+  await new Promise((resolve) => setImmediate(resolve));
+  const written = deferred();
+  const write = file.write.bind(file);
+  file.write = (offset, from) => {
+    write(offset, from);
+    file.write = write;
+    return written.promise;
+  };
+  const done: number[] = [];
+  const both = [2, 3].map((value) => append(value)?.then(() => done.push(value)));
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(done, []);
+  written.resolve();
+  await Promise.all(both);
+  assert.deepEqual(done, [2, 3]);
 });
 
 test('a failed sync sticks: the next one fails too, though the file would let it pass', async () => {
