@@ -105,7 +105,7 @@ export async function allocationRun(
 }
 
 /** bytes of a disk that are looked through between two pauses: where much is allocated, each block has to be found */
-const scanBytesMin = 4 * 2 ** 20;
+const scanBytesMin = 2 ** 20;
 const scanBytesMax = 64 * 2 ** 20;
 
 /**

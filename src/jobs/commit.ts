@@ -33,6 +33,8 @@ export interface BlockCommitArguments {
 
 /** bytes; the blocks of our overlays */
 const granularity = 4096;
+/** ms in which nothing is copied yet: the first requests of those who start it are not held up */
+const usersFirstMs = 10;
 
 /** bytes under way at most: small chunks, because the users of both disks wait for a chunk */
 const copyBytes = 4 * 2 ** 20;
@@ -223,8 +225,8 @@ class CommitBody implements JobBody {
   }
 
   async run(control: JobControl): Promise<void> {
-    // Whoever started it is answered first, and users go on.
-    await this.othersTurn();
+    // Whoever started it is answered first, and users go on: after a failover they have waited long enough.
+    await this.usersFirst();
     await this.markAllocated(control);
     await this.loop?.run();
     this.checkBase();
@@ -330,6 +332,10 @@ class CommitBody implements JobBody {
       pause,
       (offset, length) => dirty.mark(offset, length),
     );
+  }
+
+  private usersFirst(): Promise<void> {
+    return new Promise((resolve) => void this.graph.host.clock.after(usersFirstMs, resolve));
   }
 
   private othersTurn(): Promise<void> {
