@@ -155,18 +155,15 @@ export class PairHands {
     pair.world.heal('alpha', 'beta');
     this.pair.mendDisks();
     for (const side of sideNames) await this.restart(side);
-    for (let attempt = 0; attempt < 30; attempt++) {
-      for (let waited = 0; waited < 40 && !this.inStep(); waited++) await this.pass(100);
-      const failed = await this.failedPrimary();
-      if (failed !== null) await this.replaceDisk(failed);
-      else if (this.inStep()) break;
-      else await this.decide();
-    }
-    // A link that was cut may break some time later: in step means in step for a while.
+    await this.comeInStep();
+    // A link that was cut, or a sync that was under way, may break some time later: in step means so for a while.
     for (let calm = 0; calm < calmRounds; calm++) {
       if (!this.inStep()) calm = 0;
       await this.until(() => this.inStep());
       await this.pass(200);
+      if ((await this.failedPrimary()) === null) continue;
+      calm = 0;
+      await this.comeInStep();
     }
     this.users.quiet = true;
     await this.until(() => this.users.idle);
@@ -183,6 +180,16 @@ export class PairHands {
     pair.assertEqual();
     if (this.keepsCheckpoints) await this.lookAtLast(otherSide(primary));
     this.users.over = true;
+  }
+
+  private async comeInStep(): Promise<void> {
+    for (let attempt = 0; attempt < 30; attempt++) {
+      for (let waited = 0; waited < 40 && !this.inStep(); waited++) await this.pass(100);
+      const failed = await this.failedPrimary();
+      if (failed !== null) await this.replaceDisk(failed);
+      else if (this.inStep()) return;
+      else await this.decide();
+    }
   }
 
   /** The view shows the last checkpoint; a new one is what both disks hold. */
