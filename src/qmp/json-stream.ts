@@ -221,6 +221,7 @@ function keepLongId(key: string, value: unknown, context?: { readonly source?: s
   return /^-?\d+$/.test(source) ? rawJson(source) : value;
 }
 
+/** Node has it, the compiler's library does not know it yet. */
 const { rawJSON: rawJson } = JSON as unknown as { rawJSON(text: string): unknown };
 
 const encoder = new TextEncoder();

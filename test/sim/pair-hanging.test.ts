@@ -19,6 +19,14 @@ async function waitingForAlpha(seed: number, operation: 'write' | 'sync'): Promi
   return [pair, () => fault.remove()];
 }
 
+/** What hangs is let go of by the system when it is answered, at the latest with the process. */
+async function restartBeta(pair: PairWorld): Promise<void> {
+  pair.kill('beta');
+  await pair.start('beta');
+  await pair.inStep();
+  pair.assertEqual();
+}
+
 test('pair 6, 15: the secondary’s disk hangs in a switchover: the primary serves again after stall-ms-max', async () => {
   const pair = await paired(1);
   await writeSome(pair, 'alpha');
@@ -29,11 +37,7 @@ test('pair 6, 15: the secondary’s disk hangs in a switchover: the primary serv
   await pair.until(() => pair.phase('alpha') === 'alone', 5000);
   await verify(pair, 'alpha');
   fault.remove();
-  // What hangs is let go of by the system when it is answered, at the latest with the process.
-  pair.kill('beta');
-  await pair.start('beta');
-  await pair.inStep();
-  pair.assertEqual();
+  await restartBeta(pair);
 });
 
 for (const operation of ['write', 'sync'] as const) {
@@ -110,8 +114,5 @@ test('pair 13: a secondary that hangs while it is joined keeps nobody from servi
   await pair.command('alpha', 'pair-start', { alone: true });
   await verify(pair, 'alpha');
   fault.remove();
-  pair.kill('beta');
-  await pair.start('beta');
-  await pair.inStep();
-  pair.assertEqual();
+  await restartBeta(pair);
 });
