@@ -135,6 +135,18 @@ export class SimInode {
     for (const change of this.#changes) apply(this.#pages, change, change.offset, change.length);
   }
 
+  /** A page that is written again is dirty as a whole: with it a sync writes what an earlier one has failed on. */
+  #redirty(start: number, end: number): void {
+    const [from, to] = [Math.floor(start / pageLength) * pageLength, Math.ceil(end / pageLength) * pageLength];
+    this.#changes = this.#changes.flatMap((change) => {
+      const last = change.offset + change.length;
+      if (!change.lost || change.offset >= to || last <= from) return [change];
+      const [first, behind] = [Math.max(from, change.offset), Math.min(to, last)];
+      const dirty = partOf(change, first, behind).map((part) => ({ ...part, lost: false }));
+      return [...partOf(change, change.offset, first), ...dirty, ...partOf(change, behind, last)];
+    });
+  }
+
   powerCut(style: CutStyle, random: SeededRandom): void {
     const changes = this.#changes;
     this.#changes = [];
@@ -174,11 +186,19 @@ export class SimInode {
   }
 
   #change(offset: number, length: number, data: Uint8Array | null, hole: boolean, size: number): void {
+    if (this.#changes.some(({ lost }) => lost)) this.#redirty(offset, offset + length);
     const change: Change = { order: this.#disk.nextOrder(this), offset, length, data, hole, size, lost: false };
     this.#changes.push(change);
     apply(this.#pages, change, offset, length);
     this.size = size;
   }
+}
+
+/** The part of a change from `from` to `to`, as a change of its own; none where that is empty. */
+function partOf(change: Change, from: number, to: number): Change[] {
+  if (from >= to) return [];
+  const { offset, data } = change;
+  return [{ ...change, offset: from, length: to - from, data: data?.subarray(from - offset, to - offset) ?? null }];
 }
 
 /** Changes pages by the part of a change that lies in `[offset, offset + length)`. */

@@ -89,6 +89,21 @@ describe(`seeds from ${firstSeed}`, () => {
     assert.equal(lost, 40);
   });
 
+  test('what a failed sync has not written is written with its page, and never comes back over what is newer', async () => {
+    for (const seed of seeds(40)) {
+      const world = new World(seed);
+      const file = await written(world, 'a', '/f');
+      await world.complete(world.host('a').files.syncFolder('/'));
+      await world.complete(Promise.resolve(file.write(0, text('B'))));
+      world.fault('a', { operation: 'sync', errno: 'EIO', count: 1 });
+      await assert.rejects(world.complete(file.sync()), /EIO/);
+      await world.complete(Promise.resolve(file.write(0, text('C'))));
+      await world.complete(file.sync());
+      world.powerCut('a');
+      assert.equal(await content(world, 'a'), 'C');
+    }
+  });
+
   test('faults meet the operations they name, by path, range and count, and then no more', async () => {
     const world = new World(firstSeed);
     const file = await written(world, 'a', '/f');
