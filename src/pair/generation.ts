@@ -245,8 +245,10 @@ export class GroupFile {
   static async open(host: Host, folder: string): Promise<GroupFile> {
     const hash = await loadHash64();
     await host.files.makeFolder(folder);
-    await settle(host, folder, `${folder}/${fileName}`);
-    return new GroupFile(host, folder, hash, await readCopies(host, `${folder}/${fileName}`, hash));
+    const path = `${folder}/${fileName}`;
+    const read = await readCopies(host, path, hash);
+    await settle(host, folder, path, read.newest);
+    return new GroupFile(host, folder, hash, read);
   }
 
   /** Durable when it resolves. After a rejection the state before is the one that counts. */
@@ -299,13 +301,16 @@ export class GroupFile {
 
 /**
  * A process that was killed in a commit may have left it in memory only: whoever goes on with that state, and loses the
- * power, would find the one before it.
+ * power, would find the one before it. The copy that counts is written once more, as a sync alone may say nothing of
+ * it: if the last one failed, the system has forgotten that it is dirty. Torn, it leaves the state before it, which
+ * counts as well until this has ended.
  */
-async function settle(host: Host, folder: string, path: string): Promise<void> {
+async function settle(host: Host, folder: string, path: string, newest: NewestCopy | null): Promise<void> {
   if ((await host.files.stat(path)) === null) return;
   try {
     const file = await host.files.open(path, { access: 'write' });
     try {
+      if (newest !== null) await file.write(newest.at, newest.bytes);
       await file.sync();
     } finally {
       await file.close();
@@ -316,15 +321,21 @@ async function settle(host: Host, folder: string, path: string): Promise<void> {
   }
 }
 
+interface NewestCopy {
+  readonly at: number;
+  readonly bytes: Uint8Array;
+}
+
 interface ReadCopies {
   readonly found: GroupFound;
   readonly sequence: number;
   readonly older: 0 | 1;
+  readonly newest: NewestCopy | null;
   readonly note: string | null;
 }
 
 async function readCopies(host: Host, path: string, hash: Hash64): Promise<ReadCopies> {
-  const none = { sequence: 0, older: 1, note: null } as const;
+  const none = { sequence: 0, older: 1, newest: null, note: null } as const;
   const unreadable = (reason: string): ReadCopies => ({ ...none, found: { kind: 'unreadable', reason } });
   if ((await host.files.stat(path)) === null) return { ...none, found: { kind: 'missing' } };
   const bytes = new Uint8Array(2 * copyBytes);
@@ -346,11 +357,14 @@ async function readCopies(host: Host, path: string, hash: Hash64): Promise<ReadC
   }
   const newer = newerOf(first, second);
   if (newer === null) return unreadable(`${path}: neither of its two copies is valid`);
+  const older = newer === first ? 1 : 0;
+  const at = older === 1 ? 0 : copyBytes;
   const damaged = first.kind === 'damaged' || second.kind === 'damaged';
   return {
     found: { kind: 'read', record: newer.record },
     sequence: newer.sequence,
-    older: newer === first ? 1 : 0,
+    older,
+    newest: { at, bytes: bytes.subarray(at, at + copyBytes) },
     note: damaged ? `${path}: one copy is damaged, the other one (number ${newer.sequence}) is used` : null,
   };
 }

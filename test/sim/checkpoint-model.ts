@@ -331,6 +331,7 @@ export class CheckpointModel {
         const image = images.get(disk) ?? new Uint8Array(0);
         const allowed = Array.from({ length: blocks }, (_, block) => [
           ...versionsIn(blockOf(image, block)),
+          ...(own.get(disk)?.[block]?.earlier ?? []),
           ...(own.get(disk)?.[block]?.versions ?? []),
         ]);
         return [disk, modelWith(allowed)];

@@ -8,13 +8,15 @@ import type { Done } from '../../src/util/later.ts';
 export interface OwnBlock {
   /** oldest first */
   versions: number[];
+  /** what was written over since the last checkpoint, and may be back after a power cut: nobody flushed */
+  earlier: number[];
   /** the checkpoint's own content may be there */
   base: boolean;
   /** a write that is not answered; its end is not known if the connection broke */
   underWay: boolean;
 }
 
-const notOwn = (): OwnBlock => ({ versions: [], base: true, underWay: false });
+const notOwn = (): OwnBlock => ({ versions: [], earlier: [], base: true, underWay: false });
 
 export class OwnWrites {
   readonly #disks: readonly string[];
@@ -66,7 +68,9 @@ export class OwnWrites {
     } finally {
       own.underWay = false;
     }
-    if (isSame()) blocks[block] = { versions: [version], base: false, underWay: false };
+    if (!isSame()) return;
+    const earlier = [...own.earlier, ...own.versions.filter((one) => one !== version)];
+    blocks[block] = { versions: [version], earlier, base: false, underWay: false };
   }
 
   /** The writes that a checkpoint which is made now surely drops: those that were answered before. */

@@ -209,3 +209,29 @@ for (const side of ['alpha', 'beta'] as const) {
     }
   });
 }
+
+const standby = { store: 'overlays', checkpointMs: null, stallMsMax: 400 } as const;
+
+test('nor of the group file: what it goes on with is durable', async () => {
+  for (let seed = 520; seed < 536; seed++) {
+    const pair = await paired(seed, { config: standby, sound: true });
+    await writeSome(pair, 'alpha');
+    const fault = pair.world.fault('beta', { operation: 'sync', path: '/data/group', errno: 'EIO' });
+    pair
+      .side('beta')
+      .daemon.execute('pair-checkpoint')
+      .catch(() => undefined);
+    await pair.until(() => fault.met > 0);
+    await pair.world.runFor(seed % 2 === 0 ? 20 : 1000);
+    pair.kill('beta');
+    fault.remove();
+    await pair.start('beta');
+    const { checkpoint } = pair.side('beta').daemon.state.record;
+    pair.powerCut('beta', { loseUnsynced: true });
+    await pair.start('beta');
+    assert.deepEqual(pair.side('beta').daemon.state.record.checkpoint, checkpoint);
+    await pair.inStep();
+    await verify(pair, 'alpha');
+    pair.assertEqual();
+  }
+});

@@ -14,11 +14,6 @@ export class PairHands {
   readonly pair: PairWorld;
   readonly random: SeededRandom;
   readonly users: PairUsers;
-  /**
-   * Sides whose small files may fail a sync. What the system goes on showing of those no start after a kill -9 can
-   * tell from what is durable (failures.md, "A disk that fails to sync"): only a reboot forgets it.
-   */
-  readonly endsByPower = new Set<SideName>();
 
   constructor(pair: PairWorld, random: SeededRandom, users: PairUsers) {
     this.pair = pair;
@@ -46,7 +41,7 @@ export class PairHands {
 
   end(side: SideName, how: 'kill' | 'power'): void {
     if (!this.pair.world.isAlive(side)) return;
-    if (how === 'kill' && !this.endsByPower.has(side)) this.pair.kill(side);
+    if (how === 'kill') this.pair.kill(side);
     else this.pair.powerCut(side, this.random.pick([{}, { loseUnsynced: true }]));
     this.users.abandon(side);
   }

@@ -411,7 +411,6 @@ class Life {
     const count = random.chance(0.6) ? 1 : Number.POSITIVE_INFINITY;
     const skip = random.below(random.pick([1, 4, 20]));
     pair.say('test', `sync of ${path} will fail, ${count} times after ${skip}`);
-    if (!path.endsWith('.img')) this.hands.endsByPower.add(side);
     pair.world.fault(side, { operation: 'sync', path, errno: 'EIO', count, skip });
     await this.#meanwhile(side);
   }
