@@ -52,9 +52,11 @@ export class InFlight {
 
   /** True: the request has a slot now and is to be sent. False: it waits, and `next` will give it. */
   submit(request: PendingRequest): boolean {
-    const overtakes =
-      this.#waiting.length > 0 && (this.#ordered || this.#conflictsWaiting(request, this.#waiting.length));
-    if (overtakes || !this.#mayGo(request)) {
+    // Slots first: without one there is nothing to compare, however many wait.
+    const waits =
+      this.#freeSlots.length === 0 ||
+      (this.#waiting.length > 0 && (this.#ordered || this.#conflictsWaiting(request, this.#waiting.length)));
+    if (waits || !this.#mayGo(request)) {
       this.#waiting.push(request);
       return false;
     }
@@ -70,7 +72,9 @@ export class InFlight {
       if (this.#freeSlots.length === 0) return undefined;
       const request = this.#waiting[index];
       if (request === undefined || !this.#mayGo(request) || this.#conflictsWaiting(request, index)) continue;
-      this.#waiting.splice(index, 1);
+      // The usual one is the first, and a long line need not be moved for it.
+      if (index === 0) this.#waiting.shift();
+      else this.#waiting.splice(index, 1);
       this.#enter(request);
       return request;
     }
