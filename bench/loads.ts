@@ -60,28 +60,39 @@ export function fioLoad(way: 'randread' | 'randwrite', ratioMin: number): Load {
   };
 }
 
+export interface CheapRun {
+  readonly way: 'read' | 'write';
+  /** unix socket of an NBD server; its export is `disk` */
+  readonly socket: string;
+  readonly seconds: number;
+  /** the process whose CPU time is told; null: none */
+  readonly pid: number | null;
+}
+
+/**
+ * nbd_load, 4k requests at random places, 32 at a time.
+ * @param program the compiled nbd_load.c
+ */
+export async function runCheap(
+  program: string,
+  { way, socket, seconds, pid }: CheapRun,
+  wrapper: readonly string[] = [],
+): Promise<{ iops: number; count: number; cpuMicros: number }> {
+  const [first = '', ...args] = [...wrapper, program, socket, 'disk', way, '4096', '32', String(seconds)];
+  const { stdout } = await runFile(first, pid === null ? args : [...args, String(pid)]);
+  const found = /^(\d+) IOPS(?:\s+([\d.]+) us CPU\/op)?\s+(\d+) requests/.exec(stdout);
+  if (found === null) throw new Error(`nbd_load said: ${stdout}`);
+  return { iops: Number(found[1]), cpuMicros: Number(found[2]), count: Number(found[3]) };
+}
+
 /** @param program the compiled nbd_load.c */
 export function cheapLoad(program: string, way: 'read' | 'write', ratioMin: number): Load {
   return {
     name: `nbd_load ${way} 4k qd32`,
     ratioMin,
-    async run(server, seconds) {
-      const args = [
-        '-c',
-        clientCpu,
-        program,
-        server.socket,
-        'disk',
-        way,
-        '4096',
-        '32',
-        String(seconds),
-        String(server.pid),
-      ];
-      const { stdout } = await runFile('taskset', args);
-      const found = /^(\d+) IOPS\s+([\d.]+) us/.exec(stdout);
-      if (found === null) throw new Error(`nbd_load said: ${stdout}`);
-      return { iops: Number(found[1]), cpuMicros: Number(found[2]) };
+    run(server, seconds) {
+      const asked = { way, socket: server.socket, seconds, pid: server.pid };
+      return runCheap(program, asked, ['taskset', '-c', clientCpu]);
     },
   };
 }
