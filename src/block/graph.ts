@@ -364,7 +364,10 @@ export class BlockGraph implements Graph, EdgeOwner {
     });
   }
 
-  /** Moves the parents of a vertex but those of `to` itself; what stands below `to` is refused, or left where it is. */
+  /**
+   * Moves the parents of a vertex but those of `to` itself; what stands below `to` is refused, or left where it is. A
+   * filter that is put above the vertex sees every change of it from then on: who comes later has to use the filter.
+   */
   private async replaceEdges(from: Vertex, to: Vertex, which: 'all' | 'without-circles'): Promise<Vertex> {
     const below = downward([to]);
     const circles = from.uses.filter(({ parent }) => parent instanceof Vertex && below.includes(parent));
@@ -378,11 +381,18 @@ export class BlockGraph implements Graph, EdgeOwner {
           `'${from.nodeName}' (${from.node.length} bytes)`,
       );
     }
+    const putAbove = to.edges.find(({ role, vertex }) => role === 'filtered' && vertex === from);
+    const takenOut = from.edges.find(({ role, vertex }) => role === 'filtered' && vertex === to);
+    const before = takenOut?.guards ?? false;
     for (const edge of edges) edge.moveTo(to);
+    if (putAbove !== undefined) putAbove.guards = true;
+    if (takenOut !== undefined) takenOut.guards = false;
     try {
       await updatePermissions([from, to, ...parentsOf(edges)]);
     } catch (error) {
       for (const edge of edges) edge.moveTo(from);
+      if (putAbove !== undefined) putAbove.guards = false;
+      if (takenOut !== undefined) takenOut.guards = before;
       throw error;
     }
     this.drains.edgesChanged();

@@ -127,7 +127,7 @@ function checkedSum(vertex: Vertex, needOf: (edge: Edge) => PermissionNeed): Per
   for (const edge of vertex.uses) {
     const need = needOf(edge);
     for (const other of vertex.uses) {
-      const refused = edge === other ? 0 : need.needs & ~needOf(other).shares;
+      const refused = edge === other ? 0 : need.needs & ~allowedBy(other, needOf(other));
       if (refused !== 0) throw conflict(vertex, edge, other, refused);
     }
     if (vertex.readOnly && (need.needs & changing) !== 0) throw readOnly(vertex, edge, need.needs & changing);
@@ -135,6 +135,11 @@ function checkedSum(vertex: Vertex, needOf: (edge: Edge) => PermissionNeed): Per
     shares &= need.shares;
   }
   return { needs, shares: vertex.common.forceShare ? allPermissions : shares };
+}
+
+/** A guard is about this vertex only: what an overlay stands on may change, as long as the overlay shows the same. */
+function allowedBy({ guards }: Edge, { shares }: PermissionNeed): PermissionMask {
+  return guards ? shares & ~(write | resize) : shares;
 }
 
 function conflict(vertex: Vertex, edge: Edge, other: Edge, refused: PermissionMask): BlockError {

@@ -87,6 +87,8 @@ export class Edge implements Child {
   /** a vertex's need follows from what its own parents need; null: the need is said from outside */
   readonly needFrom: ChildPermissions | null;
   need: PermissionNeed;
+  /** the parent was put above the vertex to stand for it: nobody else may change the vertex meanwhile */
+  guards = false;
   vertex: Vertex;
   /** the same as `vertex.node`; a field of its own because every request asks it */
   node: DriverNode;
