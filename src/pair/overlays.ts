@@ -78,7 +78,9 @@ export class PairOverlays {
   async open(epoch: number, kept: boolean): Promise<string | null> {
     const shown = this.#exports.size > 0;
     if (this.#open) {
-      const failed = [...(await this.#infos()).values()].some(({ error }) => typeof error === 'string');
+      const infos = await this.#infos();
+      const overlays = this.#disks.flatMap(({ name }) => this.nodesOf(name));
+      const failed = overlays.some((node) => typeof infos.get(node)?.error === 'string');
       if (!failed) return null;
       // What is written between the two would not be kept.
       if (this.#filters) throw new BlockError('wrong-state', 'an overlay has failed: the session has to end first');

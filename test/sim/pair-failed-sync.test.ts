@@ -235,3 +235,31 @@ test('nor of the group file: what it goes on with is durable', async () => {
     pair.assertEqual();
   }
 });
+
+test('pair 14: a way back to the checkpoint that a failed sync ended says to start this side again, which ends it well', async () => {
+  for (let seed = 540; seed < 544; seed++) {
+    const pair = await paired(seed, { config: standby });
+    await writeSome(pair, 'alpha');
+    await pair.command('alpha', 'pair-checkpoint');
+    await writeSome(pair, 'alpha');
+    pair.kill('alpha');
+    await pair.until(() => pair.phase('beta') === 'detached');
+    const failover = pair.side('beta').daemon.execute('pair-failover', { to: 'checkpoint' });
+    failover.catch(() => undefined);
+    await pair.until(() => pair.side('beta').daemon.state.record.promoting !== null);
+    const fault = pair.world.fault('beta', { operation: 'sync', path: '/data/disk0.img', errno: 'EIO' });
+    await pair.until(() => fault.met > 0);
+    await pair.world.runFor(3000);
+    fault.remove();
+    assert.match((await pair.status('beta')).error ?? '', /disk0.img: EIO.*start this side again$/);
+    pair.kill('beta');
+    await pair.start('beta');
+    await pair.until(() => pair.phase('beta') === 'waiting' || pair.side('beta').daemon.state.serving);
+    if (pair.phase('beta') === 'waiting') await pair.command('beta', 'pair-start', { alone: true });
+    await verify(pair, 'beta');
+    await pair.start('alpha');
+    await pair.inStep();
+    await verify(pair, 'beta');
+    pair.assertEqual();
+  }
+});

@@ -211,6 +211,11 @@ export class PairHands {
         return;
       }
     }
+    for (const side of sideNames) {
+      if (!/start this side again/.test((await this.pair.status(side)).error ?? '')) continue;
+      this.end(side, this.random.pick(['kill', 'power'] as const));
+      return await this.restart(side);
+    }
     const notices = sideNames.map((side) => this.pair.sides.get(side)?.daemon.state.refusal ?? '');
     const wanted = notices.map((text) => /`failover` on (\w+)/.exec(text)?.[1]).find((name) => name !== undefined);
     if (wanted !== undefined) await this.failOver(wanted as SideName);
