@@ -69,6 +69,11 @@ export const groupRecord = z.strictObject({
   checkpoints: z.int().min(0).default(0),
   /** secondary: a start went back to `checkpoint`, and nothing was received since: the disk equals it */
   rolledBack: z.boolean().default(false),
+  /**
+   * secondary: it last received in lock-step, whatever its configuration says now: what the disk has beyond
+   * `checkpoint` belongs to no state of a machine. null: a file from before this was noted
+   */
+  lockStep: z.boolean().nullable().default(null),
   /** primary: since when it has, or may have, what the other side has not */
   aloneSince: wallMs.nullable(),
   /**
@@ -118,6 +123,7 @@ export function emptyRecord(from: Pick<GroupRecord, 'volume' | 'name' | 'role' |
     checkpoint: null,
     checkpoints: 0,
     rolledBack: false,
+    lockStep: false,
   };
 }
 

@@ -42,7 +42,7 @@ export async function openSide(
     const { record: found, blank } = await openRecord(host, config, group, disks, log);
     await disks.openDisks();
     const warn = (message: string): void => log({ level: 'warn', message });
-    const record = await settleOverlays(disks.overlays, config, group, found, warn);
+    const record = await settleOverlays(disks, config, group, found, warn);
     const { users, replication } = await disks.startServers();
     const primary = record.role === 'primary';
     // What a promotion to the checkpoint serves stands on its overlays: it is built when it is finished.

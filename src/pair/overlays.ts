@@ -335,12 +335,12 @@ export class PairOverlays {
     const lost = await this.#addAll(['hidden'], epoch, true);
     if (lost === null) for (const { name } of this.#disks) await rollBackDisk(this.#engine, name);
     await this.close();
-    if (lost === null) await this.#dropActive();
+    if (lost === null) await this.dropActive();
     return lost;
   }
 
-  /** Made anew: what the view's user wrote is gone, and may not be found lost. */
-  async #dropActive(): Promise<void> {
+  /** Made anew: what the view's user wrote is gone, and may not be found lost. The overlays are closed. */
+  async dropActive(): Promise<void> {
     for (const disk of this.#disks) {
       const path = this.#path(disk, 'active');
       await this.#host.files.remove(path);

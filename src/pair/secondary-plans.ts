@@ -57,6 +57,7 @@ export function openForSync(state: PairState, how: 'sync' | 'join', bytes: numbe
 
 /** Both disks are equal. What is kept goes on to lead to the last checkpoint. */
 function joinOpened(state: PairState, given: Given): Decision {
+  const { lockStep } = state.self;
   return {
     state,
     plan: plan(
@@ -64,7 +65,8 @@ function joinOpened(state: PairState, given: Given): Decision {
       { do: 'close-replication' },
       onOverlays(state, { do: 'open-overlays' }),
       // Before the primary may go on beyond a goodbye.
-      commit({ inStepMs: given.wallMs, latest: null, rolledBack: false, peer: peerOf(state) }),
+      // Before the primary may go on beyond a goodbye.
+      commit({ inStepMs: given.wallMs, latest: null, rolledBack: false, lockStep, peer: peerOf(state) }),
       { do: 'open-replication' },
       onOverlays(state, { do: 'keep-old' }),
       { do: 'announce', fresh: false },
@@ -149,6 +151,7 @@ export function take(state: PairState, generation: Generation, ancestors: readon
     // The own earlier id goes along where a person's decision made this side's data void.
     ancestors: joinAncestors(ancestors, foreign ? [own] : []),
     store: 'clean',
+    lockStep: state.self.lockStep,
     latest: null,
     splitBrain: null,
     inStepMs: given.wallMs,

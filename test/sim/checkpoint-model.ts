@@ -9,7 +9,7 @@
 import assert from 'node:assert/strict';
 import type { Engine } from '../../src/engine/engine.ts';
 import type { NbdClient } from '../../src/nbd/client.ts';
-import type { GroupRecord } from '../../src/pair/generation.ts';
+import type { Checkpoint, GroupRecord } from '../../src/pair/generation.ts';
 import type { PairState } from '../../src/pair/pair-state.ts';
 import type { QmpTarget } from '../../src/qmp/target.ts';
 import type { Done } from '../../src/util/later.ts';
@@ -286,9 +286,17 @@ export class CheckpointModel {
     }
     this.#mayHaveLost.delete(side);
     if (record.role !== 'secondary' || record.checkpoint === null) return;
+    // A standby that is in lock-step from now on.
+    if (last !== null && record.checkpoints > last.record.checkpoints) this.#found(where, side, record.checkpoint);
     const inStep = this.#pair.config(side).mode === 'lock-step' && record.store === 'clean';
     if (inStep) assert.ok(record.rolledBack, `${where}: in lock-step it goes back to the checkpoint`);
     if (record.rolledBack) this.checkImages(`${where}, which went back`, side, record.checkpoint.number);
+  }
+
+  #found(where: string, side: SideName, { number }: Checkpoint): void {
+    const images = this.#imagesNow(side);
+    this.#checkCut(where, images);
+    this.#snapshots.set(`${side} ${number}`, images);
   }
 
   /** The disks of a side hold this checkpoint. */
