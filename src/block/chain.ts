@@ -107,6 +107,8 @@ export async function allocationRun(
 /** bytes of a disk that are looked through between two pauses: where much is allocated, each block has to be found */
 const scanBytesMin = 2 ** 20;
 const scanBytesMax = 64 * 2 ** 20;
+/** the same where nothing is: a disk of many TiB is mostly that */
+const emptyBytesMax = 2 ** 30;
 
 /**
  * Tells of everything that is allocated in one of the overlays.
@@ -122,13 +124,17 @@ export async function findAllocated(
   for (let at = 0; at < length; ) {
     if (at > 0) await pause();
     let allocated = false;
-    for (const end = Math.min(at + scanBytes, length); at < end; ) {
-      const run = await allocationRun(overlays, at, end - at);
-      if (run.allocated) found(at, run.length);
+    for (let end = Math.min(at + scanBytes, length); at < end; ) {
+      let run = await shortRun(overlays, at, end - at);
+      if (run.allocated) {
+        end = Math.min(end, at + scanBytesMax);
+        run = await allocationRun(overlays, at, end - at);
+        found(at, run.length);
+      }
       allocated ||= run.allocated;
       at += run.length;
     }
-    scanBytes = allocated ? scanBytesMin : Math.min(2 * scanBytes, scanBytesMax);
+    scanBytes = allocated ? scanBytesMin : Math.min(2 * scanBytes, emptyBytesMax);
   }
 }
 

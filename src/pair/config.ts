@@ -3,6 +3,7 @@
  * The command line reads it from YAML; here are the type, the defaults, and the rules that no single field shows.
  */
 import type { SocketAddress } from '../host/host.ts';
+import { bitmapBitsMax } from '../util/bitmap.ts';
 import { BlockError } from '../util/errors.ts';
 
 export type Role = 'primary' | 'secondary';
@@ -81,6 +82,9 @@ export const pairDefaults = {
 export const disksMax = 64;
 const diskNamePattern = /^[A-Za-z][A-Za-z0-9._-]{0,18}$/;
 
+/** What is told apart in blocks of 4 KiB, for checkpoints and their commit. */
+const diskBytesMax = bitmapBitsMax * 4096;
+
 /** @throws BlockError invalid-option, naming the field */
 export function checkPairConfig(config: PairConfig): void {
   const refuse = (field: string, why: string): never => {
@@ -95,6 +99,8 @@ export function checkPairConfig(config: PairConfig): void {
     if (names.has(disk.name)) refuse(`disks.${index}.name`, `"${disk.name}" is there twice`);
     names.add(disk.name);
     if (!Number.isSafeInteger(disk.size) || disk.size <= 0) refuse(`disks.${index}.size`, 'expected bytes above 0');
+    if (disk.size > diskBytesMax)
+      refuse(`disks.${index}.size`, `at most ${diskBytesMax / 2 ** 40} TiB; make two of it`);
   }
   const lockStep = config.mode === 'lock-step';
   if (lockStep && config.store !== 'overlays')

@@ -9,12 +9,19 @@
  * words.
  */
 
-/** Most bits that one bitmap may have. */
-export const bitmapBitsMax = 2 ** 32;
+import { BlockError } from './errors.ts';
+
+/** Most bits that one bitmap may have: 256 TiB in pieces of 4 KiB. Memory is taken by what was ever set. */
+export const bitmapBitsMax = 2 ** 36;
 
 const wordBits = 32;
 /** words that are filled with zeroes in the time that it takes to find and clear one */
 const fillShare = 64;
+
+/** The word of a bit. A shift would cut an index above 2 ** 32. */
+function wordOf(index: number): number {
+  return (index / wordBits) | 0;
+}
 
 /** `count` ones from bit `from` of a word; `from + count` is at most 32. */
 function wordMask(from: number, count: number): number {
@@ -32,22 +39,40 @@ function lowestBit(word: number): number {
   return word === 0 ? wordBits : 31 - Math.clz32(word & -word);
 }
 
+/** @throws BlockError no-memory */
+function zeroes(words: number): Uint32Array {
+  try {
+    return new Uint32Array(words);
+  } catch (error) {
+    throw new BlockError('no-memory', `no memory for a bitmap of ${4 * words} bytes; say a larger granularity`, {
+      cause: error,
+    });
+  }
+}
+
 export class Bitmap {
   /** how many bits there are */
   readonly bits: number;
   private readonly levels: Uint32Array[] = [];
   private setCount = 0;
 
-  /** @param bits 0 to `bitmapBitsMax` */
+  /**
+   * @param bits 0 to `bitmapBitsMax`
+   * @throws BlockError invalid-option, no-memory
+   */
   constructor(bits: number) {
-    if (!Number.isSafeInteger(bits) || bits < 0 || bits > bitmapBitsMax) {
-      throw new RangeError(`a bitmap has 0 to ${bitmapBitsMax} bits, not ${bits}`);
+    if (!Number.isSafeInteger(bits) || bits < 0) throw new RangeError(`a bitmap of ${bits} bits`);
+    if (bits > bitmapBitsMax) {
+      throw new BlockError(
+        'invalid-option',
+        `a node of ${bits} blocks: at most ${bitmapBitsMax} can be told apart; say a larger granularity`,
+      );
     }
     this.bits = bits;
     let words = bits;
     do {
       words = Math.ceil(words / wordBits);
-      this.levels.push(new Uint32Array(Math.max(1, words)));
+      this.levels.push(zeroes(Math.max(1, words)));
     } while (words > 1);
   }
 
@@ -58,7 +83,7 @@ export class Bitmap {
 
   get(index: number): boolean {
     this.check(index, 1);
-    return (((this.levels[0]?.[index >>> 5] ?? 0) >>> (index & 31)) & 1) === 1;
+    return (((this.levels[0]?.[wordOf(index)] ?? 0) >>> (index & 31)) & 1) === 1;
   }
 
   /** Sets `count` bits from `from` on. */
@@ -73,7 +98,7 @@ export class Bitmap {
     const words = this.level(0);
     const end = from + count;
     for (let at = this.nextSet(from, end); at !== -1; at = this.nextSet(at, end)) {
-      const word = at >>> 5;
+      const word = wordOf(at);
       const wordEnd = (word + 1) * wordBits;
       const mask = wordMask(at & 31, Math.min(end, wordEnd) - at);
       const old = words[word] ?? 0;
@@ -108,7 +133,7 @@ export class Bitmap {
     const from = other.level(0);
     const into = this.level(0);
     for (let at = other.nextSet(0); at !== -1; ) {
-      const word = at >>> 5;
+      const word = wordOf(at);
       const old = into[word] ?? 0;
       const joined = (old | (from[word] ?? 0)) >>> 0;
       if (old === 0) this.setSummary(0, word, word);
@@ -128,8 +153,8 @@ export class Bitmap {
   nextClear(from: number, end = this.bits): number {
     if (from >= end) return -1;
     const words = this.level(0);
-    let word = from >>> 5;
-    const last = (end - 1) >>> 5;
+    let word = wordOf(from);
+    const last = wordOf(end - 1);
     let inverse = ~(words[word] ?? 0) & wordMask(from & 31, wordBits - (from & 31));
     while (inverse === 0 && word < last) {
       word += 1;
@@ -159,8 +184,8 @@ export class Bitmap {
   /** Sets bits `first` to `last` of level `k`, and the summaries above. */
   private setAt(k: number, first: number, last: number): void {
     const words = this.level(k);
-    const firstWord = first >>> 5;
-    const lastWord = last >>> 5;
+    const firstWord = wordOf(first);
+    const lastWord = wordOf(last);
     let added = 0;
     let wasZero = false;
     for (let word = firstWord; word <= lastWord; word += 1) {
@@ -198,7 +223,7 @@ export class Bitmap {
     let index = from;
     for (;;) {
       const words = this.level(level);
-      const word = index >>> 5;
+      const word = wordOf(index);
       const rest = ((words[word] ?? 0) & wordMask(index & 31, wordBits - (index & 31))) >>> 0;
       if (rest !== 0) {
         index = word * wordBits + lowestBit(rest);

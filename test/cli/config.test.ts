@@ -143,6 +143,14 @@ test('a mirror has no checkpoints: no clock, and no word that needs one', () => 
   assert.throws(mirror('overlays', '{ sync: true }'), new RegExp(`${place(11)}overlays: needs \`store: overlays\``));
 });
 
+test('a disk has at most 256 TiB', () => {
+  const [disk] = withLines().disks;
+  assert.ok(disk !== undefined);
+  const of = (size: number) => () => checkPairConfig({ ...withLines(), disks: [{ ...disk, size }] });
+  of(256 * 2 ** 40)();
+  assert.throws(of(256 * 2 ** 40 + 512), /disks\.0\.size: at most 256 TiB; make two of it/);
+});
+
 test('lock-step answers locally: another `acknowledge` is refused there, and `local` elsewhere', () => {
   for (const lines of [['mode: lock-step'], ['mode: lock-step', 'acknowledge: local']]) {
     const config = withLines(...lines);

@@ -59,7 +59,34 @@ test('a bitmap of half a billion bits finds, joins and clears its last bit', () 
   assert.equal(other.nextClear(bits - 1), -1);
   other.clearAll();
   assert.equal(other.nextSet(0), -1);
-  assert.throws(() => new Bitmap(bitmapBitsMax + 1), RangeError);
+});
+
+test('a bitmap counts above what 32 bits hold, and says what to do where it cannot', () => {
+  const bits = 2 ** 33 + 5;
+  const bitmap = new Bitmap(bits);
+  const runs = [
+    [2 ** 32 - 40, 80],
+    [2 ** 32 + 2 ** 31, 1],
+    [bits - 3, 3],
+  ] as const;
+  for (const [from, count] of runs) bitmap.set(from, count);
+  assert.equal(bitmap.count, 84);
+  assert.equal(bitmap.get(2 ** 32 + 39), true);
+  assert.equal(bitmap.get(39), false);
+  const other = new Bitmap(bits);
+  other.or(bitmap);
+  let at = 0;
+  for (const [from, count] of runs) {
+    assert.equal(other.nextSet(at), from);
+    at = other.nextClear(from);
+    assert.equal(at, from + count === bits ? -1 : from + count);
+  }
+  other.clear(2 ** 32 - 32, 64);
+  assert.equal(other.count, 20);
+  assert.equal(other.nextSet(2 ** 32 - 32), 2 ** 32 + 32);
+  bitmap.clearAll();
+  assert.equal(bitmap.nextSet(0), -1);
+  assert.throws(() => new Bitmap(bitmapBitsMax + 1), /say a larger granularity/);
 });
 
 test('a range outside a bitmap is refused', () => {
