@@ -6,7 +6,7 @@
  * and if there is none, the file `./blockstep.yaml`.
  */
 import { existsSync } from 'node:fs';
-import { readdir } from 'node:fs/promises';
+import { readdir, realpath } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import type { Host } from '../host/host.ts';
 import { QmpClient } from '../qmp/client.ts';
@@ -61,7 +61,13 @@ export async function findDaemons(which: Which): Promise<DaemonPlace[]> {
     const names = found.map((place) => place.name).join(' and ');
     throw new BlockError('invalid-option', `there is no daemon named ${which.name}, only ${names}`);
   }
-  return chosen;
+  return onceEach(chosen);
+}
+
+/** A data folder has one daemon, however many configuration files there are of it: copies, earlier ones. */
+async function onceEach(places: readonly DaemonPlace[]): Promise<DaemonPlace[]> {
+  const folders = await Promise.all(places.map(({ dataFolder }) => realpath(dataFolder).catch(() => dataFolder)));
+  return places.filter((_, index) => folders.indexOf(folders[index] ?? '') === index);
 }
 
 async function placesOf({ config, data }: Which): Promise<DaemonPlace[]> {

@@ -1,6 +1,6 @@
 /** Which daemon a person's command goes to, and what is printed: against daemons that only keep what they are told. */
 import assert from 'node:assert/strict';
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { controlSocket, DataFolder } from '../../src/cli/data-folder.ts';
@@ -96,6 +96,25 @@ test('checkpoint with nobody there says how to start each: exit code 7', async (
   const result = await blockstep('checkpoint', '-d', folder);
   assert.equal(result.code, 7);
   assert.match(result.stderr, /^blockstep: no daemon answers: a is not running; start it: .*; b is not running; /);
+});
+
+test('several configuration files of one daemon are one daemon: a row of status, and the one that a command is for', async (t) => {
+  const folder = await pairFolder(t);
+  const asked = await fakeDaemon(t, folder, secondary);
+  await symlink(folder, join(folder, 'same'));
+  const text = await readFile(join(folder, 'b.yaml'), 'utf8');
+  await writeFile(join(folder, 'b-lock-step.yaml'), text);
+  await writeFile(join(folder, 'c.yaml'), text.replace('./b', './same/b'));
+  const { stdout } = await blockstep('status', '--json', '-d', folder);
+  assert.deepEqual(
+    (JSON.parse(stdout) as { name: string }[]).map(({ name }) => name),
+    ['a', 'b'],
+  );
+  for (const more of [[], ['--name', 'b']]) {
+    const result = await blockstep('switch', '-d', folder, ...more);
+    assert.equal(result.code, 0, result.stderr);
+  }
+  assert.equal(asked.length, 2);
 });
 
 test('a command for the secondary that finds the primary alone says where to give it', async (t) => {
