@@ -87,9 +87,12 @@ function remarksOn(one: DaemonStatus): string[] {
     remarks.push(`split brain since ${formatMoment(one.splitBrain.sinceMs)}: ${one.splitBrain.reason}`);
   }
   if (one.notice !== null && one.splitBrain === null) remarks.push(one.notice);
-  if (one.heldMs !== null) {
-    const forHow = formatDuration(one.heldMs);
-    remarks.push(`checkpoint held for ${forHow} more: no other one is made (\`checkpoint --release\` ends that)`);
+  if (one.held !== null) {
+    const { number, untilMs, forMs } = one.held;
+    const there = one.role === 'primary' ? ` on ${one.peer.name}` : '';
+    const until = `until ${formatMoment(untilMs)}, for ${formatDuration(forMs)} more`;
+    const end = `\`checkpoint --release\`${there} ends that`;
+    remarks.push(`checkpoint ${number} is held${there} ${until}: no other one is made (${end})`);
   }
   if (one.space?.warning != null) remarks.push(one.space.warning);
   if (one.error !== null) remarks.push(one.error);

@@ -7,8 +7,8 @@
  * end brings checkpoints of its own. It is nothing durable: a start holds nothing. Whoever releases it hears whether
  * it lasted until then.
  */
-import type { Held, PairState, Phase } from './pair-state.ts';
-import { answer } from './plans.ts';
+import type { Decision, Given, Held, PairState, Phase } from './pair-state.ts';
+import { answer, send } from './plans.ts';
 import { type Row, row } from './table.ts';
 
 /** Why no checkpoint is made now, or null. */
@@ -32,9 +32,16 @@ export function beginHold(state: PairState, wallMs: number): PairState {
   return { ...state, held: { number: checkpoint.number, untilMs: wallMs + holdMs } };
 }
 
-/** A hold does not outlive the session. */
-export function settleHeld(state: PairState): PairState {
-  return state.held === null || state.phase === 'following' ? state : { ...state, held: null };
+/** A hold does not outlive the session, and the primary is told of it: that side is asked for its status as well. */
+export function settleHeld(before: PairState, decision: Decision, { wallMs }: Given): Decision {
+  const { phase, session } = decision.state;
+  const held = phase === 'following' ? decision.state.held : null;
+  const heldThere = phase === 'in-step' ? decision.state.heldThere : null;
+  const state = { ...decision.state, held, heldThere };
+  const isTold = phase === 'following' && (session?.theirs.versions.max ?? 0) >= 2;
+  if (held === before.held || !isTold) return { ...decision, state };
+  const told = held === null ? null : { number: held.number, forMs: Math.max(0, held.untilMs - wallMs) };
+  return { ...decision, state, now: [...(decision.now ?? []), send({ type: 'held', held: told })] };
 }
 
 const released = ({ number }: Held): string => `checkpoint ${number} was held until now`;
@@ -49,6 +56,12 @@ export function holdRows(rest: readonly Phase[]): readonly Row[] {
         ? { state, now: [nothing] }
         : { state: { ...state, held: null }, now: [answer('release', null, released(state.held))] },
     ),
+    row('in-step', 'message held', 'in-step', 'noted', (state, { held }, { wallMs }) => ({
+      state: {
+        ...state,
+        heldThere: held === null ? null : { number: held.number, untilMs: wallMs + held.forMs },
+      },
+    })),
     row(rest, 'command release', 'the same', 'nothing is held', (state) => ({ state, now: [nothing] })),
   ];
 }

@@ -8,8 +8,8 @@ import { z } from 'zod';
 import { BlockError } from '../util/errors.ts';
 import { disksMax } from './config.ts';
 
-/** Versions of the protocol that this code speaks. */
-export const versions = { min: 1, max: 1 } as const;
+/** Versions of the protocol that this code speaks. 2: `held`. */
+export const versions = { min: 1, max: 2 } as const;
 
 /** bytes of one line: a page of checksums is the longest */
 export const messageBytesMax = 1 << 20;
@@ -132,6 +132,11 @@ const laterSchema = z.discriminatedUnion('type', [
     number: z.int().min(1),
     ageMs: z.number().min(0),
     request: z.int().min(1).nullable(),
+  }),
+  /** S: my last checkpoint is held for so long from now; null: none is any more. Since version 2 */
+  z.strictObject({
+    type: z.literal('held'),
+    held: z.strictObject({ number: z.int().min(1), forMs: z.number().min(0) }).nullable(),
   }),
   z.strictObject({ type: z.literal('checkpoint-failed'), request: z.int().min(1), reason }),
   /** P: from now on a flush of my users waits for you */

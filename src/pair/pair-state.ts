@@ -139,6 +139,8 @@ export interface PairState {
   readonly checkpointFor: number | null;
   /** secondary: the last checkpoint is held */
   readonly held: Held | null;
+  /** primary: the other side holds one, as it told; the time is by our clock */
+  readonly heldThere: Held | null;
   /** the last checkpoint: primary: of the other side; secondary: also one that would have been equal */
   readonly checkpoint: Checkpoint | null;
   readonly stopWanted: boolean;
@@ -366,6 +368,7 @@ export function initialState(from: {
     askedThere: false,
     checkpointFor: null,
     held: null,
+    heldThere: null,
     checkpoint: from.record.checkpoint,
     stopWanted: false,
     switchWanted: false,

@@ -57,7 +57,7 @@ export function decide(state: PairState, event: PairEvent, given: Given): Decisi
   const begun =
     decision.plan === undefined ? decision : { ...decision, state: { ...decision.state, plan: decision.plan.name } };
   const settled = settleAsked(settlePending(seen, goOnAtRest(beginWanted(begun), given)));
-  return { ...settled, state: settleHeld(settled.state) };
+  return settleHeld(seen, settled, given);
 }
 
 /**

@@ -111,7 +111,7 @@ export async function pairStatus(parts: StatusParts): Promise<PairStatus> {
     forwardedBytes: sum((disk) => disk.forwardedBytes),
     lagBytes: sum((disk) => disk.lagBytes),
     checkpoint,
-    heldMs: state.held === null ? null : Math.max(0, state.held.untilMs - clock.wall()),
+    held: heldOf(state, clock.wall()),
     space: record.role === 'secondary' && config.store === 'overlays' ? parts.space : null,
     aloneSince: record.role === 'primary' ? record.aloneSince : null,
     store,
@@ -187,6 +187,12 @@ function latestAsOf(state: PairState): PairStatus['latestAsOf'] {
 function checkpointOf({ record, checkpoint }: PairState, wallMs: number): PairStatus['checkpoint'] {
   if (checkpoint === null || (record.role !== 'primary' && record.checkpoint === null)) return null;
   return { number: checkpoint.number, ageMs: Math.max(0, wallMs - checkpoint.atMs) };
+}
+
+/** The one that is held: of this side, or of the other one as it told. */
+function heldOf({ held, heldThere }: PairState, wallMs: number): PairStatus['held'] {
+  const one = held ?? heldThere;
+  return one === null ? null : { ...one, forMs: Math.max(0, one.untilMs - wallMs) };
 }
 
 /** For messages of a failover: how far back the state goes that is served. `state`: before it. */

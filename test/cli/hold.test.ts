@@ -110,7 +110,9 @@ test('nbdcopy from the secondary copies the moment of the hold, while the disk i
   const [moment = 0, ...others] = moments;
   assert.deepEqual(others, []);
   assert.ok(before <= moment && moment <= after, `${before} <= ${moment} <= ${after}`);
-  assert.match((await pair.command('status')).stdout, /\nb: checkpoint held for 9 min more/);
+  const { stdout } = await pair.command('status');
+  assert.match(stdout, new RegExp(`\nb: checkpoint ${number} is held until .*, for 9 min more`));
+  assert.match(stdout, new RegExp(`\na: checkpoint ${number} is held on b until .*, for 9 min more`));
 
   const released = await pair.command('checkpoint', '--release');
   assert.deepEqual([released.stdout, released.code], [`checkpoint ${number} was held until now\n`, 0], released.stderr);

@@ -25,7 +25,7 @@ export function statusOf(changes: Readonly<Record<string, unknown>>): DaemonStat
     serving: true,
     uri,
     uris: [uri],
-    heldMs: null,
+    held: null,
     space: null,
     syncProgress: null,
     splitBrain: null,

@@ -42,14 +42,18 @@ test('the table shows the last checkpoint, its age, that it is held, what the ov
     role: 'secondary',
     store: 'resync',
     checkpoint: { number: 41, ageMs: 400 },
-    heldMs: 480_000,
+    held: { number: 41, untilMs: 3_600_000, forMs: 480_000 },
     space: { freeBytes: 1, wantedBytes: 2, warning: 'little room' },
     disks,
   });
   const [headings, row, held, remark] = formatStatus([{ place, status }]).split('\n');
   assert.match(headings ?? '', /STATE +STORE +GENERATION +CHECKPOINT +OVERLAYS /);
   assert.match(row ?? '', /^a +secondary +in sync +resync +3 +41, 400 ms ago +4 MiB /);
-  assert.equal(held, 'a: checkpoint held for 8 min more: no other one is made (`checkpoint --release` ends that)');
+  const until = '1970-01-01T01:00:00Z, for 8 min more';
+  assert.equal(
+    held,
+    `a: checkpoint 41 is held until ${until}: no other one is made (\`checkpoint --release\` ends that)`,
+  );
   assert.equal(remark, 'a: little room');
 });
 

@@ -412,3 +412,13 @@ test('pair 18: a stop that came while a session began does not wait for its sync
   const proven = { session: agreed, serving: true, plan: 'mark', stopWanted: true } as const;
   assert.equal(on(stateIn('attaching', proven), { type: 'plan-done', plan: 'mark' }).state.phase, 'stopping');
 });
+
+test('a primary that knows the word is told that a checkpoint is held, and an older one is not', () => {
+  const held = { number: 3, untilMs: 2000 };
+  for (const max of [1, 2]) {
+    const session = { ...agreed, theirs: { ...theirs, versions: { min: 1, max } } };
+    const ended = on(stateIn('following', { session, held }), { type: 'hold-over' });
+    assert.equal(ended.state.held, null);
+    assert.deepEqual(ended.now ?? [], max === 1 ? [] : [{ do: 'send', message: { type: 'held', held: null } }]);
+  }
+});

@@ -38,6 +38,8 @@ const messages: readonly Message[] = [
   { type: 'checkpoint-request' },
   { type: 'checkpoint', request: 1, asked: true },
   { type: 'checkpointed', number: 3, ageMs: 0, request: null },
+  { type: 'held', held: { number: 3, forMs: 60_000 } },
+  { type: 'held', held: null },
   { type: 'checkpoint-failed', request: 1, reason: 'no space' },
   { type: 'in-step' },
   { type: 'switch-request' },
@@ -64,13 +66,13 @@ test('pair 13: an unknown version is refused in words that name both ranges', ()
   const newer = { ...hello, versions: { min: versions.max + 1, max: versions.max + 2 } };
   assert.throws(
     () => decodeHello(JSON.stringify({ ...newer, role: 'captain' })),
-    /speaks versions 2 to 3.*this side 1 to 1/,
+    /speaks versions 3 to 4.*this side 1 to 2/,
   );
   assert.throws(() => agreeVersion(newer.versions), /update the older one/);
 });
 
 test('pair 13: a range of versions works together, and a hello with more in it than this side knows', () => {
-  assert.equal(agreeVersion({ min: 1, max: 9 }), 1);
+  assert.equal(agreeVersion({ min: 1, max: 9 }), versions.max);
   assert.equal(decodeHello(JSON.stringify({ ...hello, versions: { min: 1, max: 9 }, colour: 'blue' })).name, 'alpha');
 });
 

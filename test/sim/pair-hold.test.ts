@@ -26,7 +26,8 @@ const release = (pair: PairWorld, side: SideName = 'beta'): Promise<{ text: stri
 const checkpointOf = async (pair: PairWorld, side: SideName): Promise<number | undefined> =>
   (await pair.status(side)).checkpoint?.number;
 
-const heldMs = async (pair: PairWorld): Promise<number | null> => (await pair.status('beta')).heldMs;
+const heldMs = async (pair: PairWorld, side: SideName = 'beta'): Promise<number | null> =>
+  (await pair.status(side)).held?.forMs ?? null;
 
 const nothingHeld = /no checkpoint is held/;
 
@@ -141,13 +142,40 @@ test('a switchover ends a hold, and so does a new start', async () => {
   await hold(pair);
   await pair.command('beta', 'pair-switch');
   await pair.inStep();
-  assert.equal((await pair.status('alpha')).heldMs, null);
+  assert.equal(await heldMs(pair, 'alpha'), null);
   await assert.rejects(release(pair, 'alpha'), nothingHeld);
   await hold(pair, minute, 'alpha');
   await pair.stop('alpha');
   await pair.start('alpha');
   await pair.inStep();
-  assert.equal((await pair.status('alpha')).heldMs, null);
+  assert.equal(await heldMs(pair, 'alpha'), null);
+});
+
+test('both sides’ status say which checkpoint is held and until when, and that it is no more', async () => {
+  const pair = await paired(9);
+  const ends: Record<string, () => Promise<unknown>> = {
+    release: () => release(pair),
+    'its time': () => pair.world.runFor(10 * minute),
+    'the session': async () => {
+      pair.world.cut('alpha', 'beta');
+      await pair.until(() => pair.phase('alpha') === 'alone' && pair.phase('beta') === 'detached');
+      pair.world.heal('alpha', 'beta');
+      assert.equal((await pair.status('alpha')).held, null);
+      await pair.inStep();
+    },
+  };
+  for (const [what, end] of Object.entries(ends)) {
+    await hold(pair);
+    const number = await checkpointOf(pair, 'beta');
+    await pair.world.runFor(3000);
+    const [there, here] = [(await pair.status('alpha')).held, (await pair.status('beta')).held];
+    assert.equal(here?.number, number);
+    assert.equal(there?.number, number);
+    assert.ok(Math.abs((there?.untilMs ?? 0) - (here?.untilMs ?? 0)) < 1000, 'but for the way of the message');
+    await end();
+    await pair.world.runFor(100);
+    for (const side of ['alpha', 'beta'] as const) assert.equal(await heldMs(pair, side), null, `${what}, ${side}`);
+  }
 });
 
 test('short space ends a hold, before the copy is lost to it', async () => {

@@ -62,10 +62,14 @@ export const pairStatus = z
     forwardedBytes: size,
     lagBytes: size,
     checkpoint,
-    heldMs: z
-      .number()
+    held: z
+      .strictObject({
+        number: z.int().min(1),
+        untilMs: wallMs,
+        forMs: z.number().describe('from now on'),
+      })
       .nullable()
-      .describe('secondary: for how long still no other checkpoint is made, as asked for; null: none is held'),
+      .describe('on both sides: the checkpoint after which none is made until then, as asked for; null: none is held'),
     space: z
       .strictObject({
         freeBytes: size.describe('of the file system that the overlays are on'),
