@@ -88,7 +88,10 @@ export interface AllocationRun {
   readonly allocated: boolean;
 }
 
-/** The run at `offset`, as long as its status is uniform, at most `lengthMax`. */
+/**
+ * The run at `offset`, as long as its status is uniform, at most `lengthMax`. It ends where the status cannot be told:
+ * whoever asks there hears why.
+ */
 export async function allocationRun(
   overlays: readonly BlockNode[],
   offset: number,
@@ -97,8 +100,8 @@ export async function allocationRun(
   const first = await shortRun(overlays, offset, lengthMax);
   let { length } = first;
   while (length < lengthMax) {
-    const next = await shortRun(overlays, offset + length, lengthMax - length);
-    if (next.allocated !== first.allocated) break;
+    const next = await shortRun(overlays, offset + length, lengthMax - length).catch(() => null);
+    if (next?.allocated !== first.allocated) break;
     length += next.length;
   }
   return { length, allocated: first.allocated };

@@ -1,9 +1,11 @@
 /** The filter of a graph built by hand (`on-link-down: record`): stages, errors, acknowledge, window, order. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { allPermissions, permissionBits } from '../../src/block/child.ts';
 import { writeFlags } from '../../src/block/node.ts';
 import type { ReplicationStage } from '../../src/block/replication-group.ts';
 import { BlockError } from '../../src/util/errors.ts';
+import { parent } from '../block/fixture.ts';
 import { bytes, ReplicationWorld, settleTurns, type Watched, watch } from './replication-world.ts';
 
 const mib = 2 ** 20;
@@ -56,7 +58,58 @@ test('replication-filter: a failed forward is recorded, its writer has success, 
   assert.equal(world.group.info()[0]?.error, null);
 });
 
-test('replication-filter: the failure of a flush is returned with acknowledge=remote, recorded with flush', async () => {
+test('replication-filter: the EIO of a stage is not recorded; of several failures the last one is, until the next start', async () => {
+  const world = new ReplicationWorld();
+  const { use, remote } = await world.recordFilter(mib, { acknowledge: 'flush' });
+  // A flush goes to the other side in every stage.
+  remote.failing.set('flush', ioError);
+  watch(() => use.node.flush());
+  await settleTurns();
+  assert.equal(world.group.info()[0]?.error, 'the other side failed');
+  await world.group.start('primary');
+  assert.equal(world.group.info()[0]?.error, null);
+  assert.equal(watch(() => use.node.read(0, bytes(512, 0))).error?.errno, 'EIO');
+  world.group.getError();
+  for (const text of ['the first', 'the last']) {
+    remote.failing.set('write', new BlockError('io-error', text));
+    watch(() => use.node.write(0, bytes(512, 1), 0));
+    await settleTurns();
+  }
+  assert.throws(() => world.group.getError(), { message: 'the last' });
+});
+
+test('replication-filter: its length is asked of the child each time', async () => {
+  const world = new ReplicationWorld();
+  const { use, remote } = await world.recordFilter(mib);
+  remote.length = 2 * mib;
+  assert.equal(use.node.length, 2 * mib);
+});
+
+test('replication-filter, options: it reads and writes its file, and shares it but for its length', async () => {
+  for (const readOnly of [false, true]) {
+    const world = new ReplicationWorld();
+    await world.disk('remote', mib);
+    const filter = { driver: 'replication', 'node-name': 'filter', mode: 'primary', file: 'remote' };
+    await world.graph.add({ ...filter, 'read-only': readOnly });
+    const may = async (needs: number, shares: number): Promise<boolean> => {
+      try {
+        await (await world.graph.use('remote', parent('another'), { needs, shares })).release();
+        return true;
+      } catch (error) {
+        assert.equal((error as BlockError).code, 'permission-conflict');
+        return false;
+      }
+    };
+    const { 'consistent-read': read, write, resize, 'write-unchanged': unchanged } = permissionBits;
+    assert.deepEqual(
+      [await may(read | write | unchanged, allPermissions), await may(resize, allPermissions)],
+      [true, false],
+    );
+    assert.deepEqual([await may(0, allPermissions & ~read), await may(0, allPermissions & ~write)], [false, readOnly]);
+  }
+});
+
+test('replication-filter: a flush that fails is recorded; it is returned with acknowledge=remote, not with flush', async () => {
   for (const acknowledge of ['remote', 'flush'] as const) {
     const world = new ReplicationWorld();
     const { use, remote } = await world.recordFilter(mib, { acknowledge });
@@ -65,7 +118,7 @@ test('replication-filter: the failure of a flush is returned with acknowledge=re
     const flush = watch(() => use.node.flush());
     await settleTurns();
     assert.equal(flush.error?.errno, acknowledge === 'remote' ? 'EIO' : undefined);
-    if (acknowledge === 'flush') assert.throws(() => world.group.getError());
+    assert.throws(() => world.group.getError());
     // FUA is a write, then a flush.
     remote.log.length = 0;
     const fua = watch(() => use.node.write(0, bytes(512, 1), writeFlags.fua));

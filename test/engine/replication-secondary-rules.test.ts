@@ -138,6 +138,35 @@ test('replication-filter, copy-before-write: a change that is quick does not ove
   await user.release();
 });
 
+test('replication-filter, copy-before-write: a discard, and a write of zeroes, begin when the old content is in hidden', async (t) => {
+  const discard = 'unmap';
+  const side = await sideOf(t, { local: { driver: 'memory', size: length, discard } });
+  const [s, top] = [await side.client('d-local'), await side.client('d-top')];
+  await fill(s, 0, length, 1);
+  await side.start();
+  await s.discard(0, 2 ** 20);
+  await s.writeZeroes(2 ** 20, 2 ** 20, 0);
+  await assertFilled(s, 0, length, 0);
+  await assertFilled(top, 0, length, 1);
+});
+
+test('replication-filter, copy-before-write: a drain waits for the copies under way, and what follows them', async (t) => {
+  const side = await sideOf(t);
+  await side.start();
+  const { graph } = side.checked.engine;
+  const user = await graph.use('copy-before-write-d-top', parent('a user'), writer);
+  await fault(side, 'd-hidden-file', { operation: 'write', errno: undefined, 'delay-ms': 50 });
+  let done = false;
+  const write = attempt(() => user.node.write(0, new Uint8Array(4096).fill(1), writeFlags.none));
+  void Promise.resolve(write).then(() => {
+    done = true;
+  });
+  const drained = await graph.drain('copy-before-write-d-top');
+  assert.ok(done);
+  drained.end();
+  await user.release();
+});
+
 /** A failover of a group's overlays whose commit has copied everything. */
 async function readyToTakeOver(t: TestContext): Promise<Secondary> {
   const side = await sideOf(t, { hidden: { epoch: 1 }, active: { epoch: 1 } });
