@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { recordKinds } from '../../src/block/record-format.ts';
+import { physicalBlockBytes, recordHeaderBytes, recordKinds } from '../../src/block/record-format.ts';
 import { superblockAreaBytes } from '../../src/block/record-superblock.ts';
 import { attempt, deferred } from '../../src/util/later.ts';
 import { CrashFile, open, randomFrom } from './crash-file.ts';
@@ -150,4 +150,177 @@ test('another volume, and a file that is no log, are refused in words', async ()
   await text.resize(8192);
   await text.write(0, new TextEncoder().encode('not a log'));
   await assert.rejects(open(text), /not a record log/);
+});
+
+const full = (value: number, length = 4096): Uint8Array => new Uint8Array(length).fill(value);
+const turns = () => new Promise<void>((resolve) => setTimeout(resolve, 5));
+
+test('after damage no sequence is given again, so that a sync of what follows is one', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file);
+  for (let i = 0; i < 5; i++) await log.append(recordKinds.data, 1, 0, 4096, full(i));
+  await log.sync();
+  await log.setUser({});
+  file.bytes[superblockAreaBytes + 200] = 77;
+  const { log: damaged } = await open(file);
+  assert.match(damaged.lost ?? '', /record 1 does not hold, though records up to 5 were durable/);
+  await damaged.dropAll({});
+  for (let i = 0; i < 5; i++) await damaged.append(recordKinds.data, 2, 0, 4096, full(i));
+  await damaged.sync();
+  const { log: after, records } = await open(file.crash());
+  assert.deepEqual([after.lost, records.map(({ header }) => header.sequence)], [null, [6, 7, 8, 9, 10]]);
+});
+
+/** Reads from now on take until the promise resolves, and find what is there then. */
+function slowReads(file: CrashFile): () => void {
+  const ended = deferred();
+  file.read = ((offset: number, into: Uint8Array) =>
+    ended.promise.then(() => into.set(file.bytes.subarray(offset, offset + into.length)))) as never;
+  return ended.resolve;
+}
+
+for (const how of ['drop', 'retire'] as const) {
+  test(`record-log 6: a place is not used anew while a read of it is under way: ${how}`, async () => {
+    const file = new CrashFile(() => 0.9);
+    const { log } = await open(file);
+    // A life that is long enough for another one in its place.
+    await log.append(recordKinds.data, 1, 0, 4096, full(1));
+    const first = log.appendedAt;
+    for (let i = 0; i < 20; i++) await log.append(recordKinds.data, 1, 0, 4096, full(1));
+    const read = new Uint8Array(4096);
+    const end = slowReads(file);
+    const reading = log.read(first, read);
+    let retired: Promise<void> | null = null;
+    if (how === 'drop') log.drop();
+    else {
+      const stretch = log.endLife();
+      await log.append(recordKinds.data, 1, 0, 4096, full(2));
+      retired = log.retire(stretch);
+      await turns();
+      log.endLife();
+    }
+    for (let i = 0; i < 3; i++) await log.append(recordKinds.data, 2, 0, 4096, full(3));
+    const during = log.appendedAt;
+    end();
+    await Promise.all([reading, retired]);
+    assert.deepEqual(read, full(1));
+    // Afterwards it is free.
+    await turns();
+    log.drop();
+    await log.append(recordKinds.data, 2, 0, 4096, full(4));
+    assert.ok(log.appendedAt < during);
+  });
+}
+
+test('record-log 8: a log that syncs nothing is lost after another boot as soon as it has a record', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file, { durable: false });
+  await log.append(recordKinds.data, 1, 0, 4096, full(1));
+  assert.match((await open(file.kill(), { durable: false, bootId: 'c' })).log.lost ?? '', /machine went down/);
+  const { log: same, records } = await open(file.kill(), { durable: false });
+  assert.deepEqual([same.lost, records.length], [null, 1]);
+  // Emptied, it stands on what lies below, which is not durable either.
+  await log.dropAll({});
+  assert.match((await open(file.kill(), { durable: false, bootId: 'c' })).log.lost ?? '', /machine went down/);
+});
+
+test('record-log 8: a log is durably unclean before what it refers to is changed', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file, { durable: false });
+  await log.setUser({});
+  await file.flush();
+  const flush = file.flush.bind(file);
+  file.flush = () => turns().then(flush);
+  await log.markUnclean();
+  assert.match((await open(file.crash(), { durable: false, bootId: 'c' })).log.lost ?? '', /machine went down/);
+});
+
+test('a superblock that cannot be written closes the log', async () => {
+  for (const failNext of ['write', 'flush'] as const) {
+    const file = new CrashFile(() => 0.9);
+    const { log } = await open(file);
+    await log.append(recordKinds.data, 1, 0, 4, new Uint8Array(4));
+    file.failNext = failNext;
+    await assert.rejects(log.setUser({ version: 2 }), /injected \w+ error/);
+    await assert.rejects(log.setUser({ version: 3 }), /injected \w+ error.*reopened/);
+    assert.throws(() => log.append(recordKinds.data, 1, 0, 4, new Uint8Array(4)), /reopened/);
+  }
+});
+
+test('record-log 1: a superblock that was found in memory alone is durable before the other one is written over', async () => {
+  let sectors = 0;
+  let tears = false;
+  const file = new CrashFile(() => (tears && sectors++ % 2 === 0 ? 0.1 : 0.9));
+  const user = (version: number) => ({ version, filled: String(version).repeat(2000) });
+  const { log } = await open(file);
+  for (const version of [0, 1]) await log.setUser(user(version));
+  const flush = file.flush.bind(file);
+  file.flush = () => new Promise(() => undefined);
+  void log.setUser(user(2));
+  await turns();
+  // The process is killed in that write; the next one finds it, and is cut off in its own.
+  const next = file.kill();
+  const { log: found } = await open(next);
+  assert.equal(found.user.version, 2);
+  let torn: CrashFile | null = null;
+  const write = next.write.bind(next);
+  next.write = (offset, from) => {
+    const done = write(offset, from);
+    tears = true;
+    torn ??= next.crash();
+    tears = false;
+    return done;
+  };
+  await found.setUser(user(3));
+  file.flush = flush;
+  assert.ok(torn !== null);
+  assert.equal((await open(torn)).log.user.version, 2);
+});
+
+test('closing makes durable what was appended, in a log that syncs nothing before it says that it is clean', async () => {
+  for (const durable of [true, false]) {
+    const file = new CrashFile(() => 0.9);
+    const { log } = await open(file, { durable });
+    await log.append(recordKinds.data, 1, 0, 4096, full(1));
+    const crashes: CrashFile[] = [];
+    const write = file.write.bind(file);
+    file.write = (offset, from) => {
+      const done = write(offset, from);
+      // The superblock reaches the disk, nothing else does.
+      const crashed = file.crash();
+      crashed.bytes.set(from, offset);
+      crashes.push(crashed);
+      return done;
+    };
+    await log.close(() => undefined);
+    crashes.push(file.crash());
+    for (const crashed of crashes) {
+      const { log: again, records } = await open(crashed, { durable, bootId: 'c' });
+      assert.deepEqual([again.lost, records.length], [null, 1]);
+    }
+  }
+});
+
+test('closing waits for a superblock that is being written', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file);
+  await log.setUser({ version: 1 });
+  const flush = file.flush.bind(file);
+  file.flush = () => turns().then(flush);
+  const writing = log.setUser({ version: 2 });
+  await log.close(() => undefined);
+  assert.equal((await open(file.crash())).log.user.version, 2);
+  await writing;
+});
+
+test('record-log 3: a life begins in a physical block that no other has a byte in', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file);
+  for (let i = 0; i < 3; i++) {
+    await log.append(recordKinds.data, 1, 0, 100, full(1, 100));
+    if (i === 1) await log.sync();
+    log.endLife();
+    await log.append(recordKinds.data, 1, 0, 100, full(1, 100));
+    assert.equal((log.appendedAt - recordHeaderBytes) % physicalBlockBytes, 0);
+  }
 });

@@ -59,6 +59,77 @@ test('record-log 7: a block that is written once stays while others around it ar
   assert.ok(block.every((byte) => byte === 7));
 });
 
+test('record-log 7: blocks of zeroes stay so while others are rewritten and compacted, the first record among them', async () => {
+  const { graph } = testGraph();
+  await graph.add({ driver: 'memory', 'node-name': 'log', size: 0 });
+  await graph.add({ driver: 'memory', 'node-name': 'disk', size });
+  const { node: disk } = graph.find('disk');
+  await disk.write(0, new Uint8Array(size).fill(9), 0);
+  const small = { 'grow-bytes': 65536, 'reuse-bytes': 65536 };
+  const open = async () => {
+    await graph.add({ driver: 'shadow', 'node-name': 'top', file: 'log', backing: 'disk', ...small });
+    const use = await graph.use('top', parent('the test'), writer);
+    const { node } = graph.find('top');
+    return { node, close: () => use.release().then(() => graph.remove('top')) };
+  };
+  const block = new Uint8Array(4096);
+  let lives = 0;
+  for (const zeroed of [20, 30, 40]) {
+    const { node, close } = await open();
+    const top: DriverNode = node;
+    await node.writeZeroes(zeroed * 4096, 4096, 0);
+    if (zeroed !== 30) await node.write((zeroed + 1) * 4096, block.fill(7), 0);
+    for (let i = 0; i < 100; i++) {
+      await node.write((i % 4) * 4096, block.fill(1), 0);
+      if (i % 10 === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+    await top.settle?.();
+    lives = Number(top.info?.()['log-lives']);
+    await close();
+  }
+  assert.ok(lives < 3, `${lives} lives after compactions`);
+  const { node } = await open();
+  for (const zeroed of [20, 30, 40]) {
+    await node.read(zeroed * 4096, block);
+    assert.deepEqual([zeroed, block[0]], [zeroed, 0]);
+    await node.read((zeroed + 1) * 4096, block);
+    assert.deepEqual([zeroed + 1, block[0]], [zeroed + 1, zeroed === 30 ? 9 : 7]);
+  }
+});
+
+test('a life is kept as long as one record of it counts: its first, its last, or one of zeroes', async () => {
+  const { open } = await overlay();
+  const block = new Uint8Array(4096);
+  const write = (node: DriverNode, at: number, fill: number) => node.write(at * 4096, block.fill(fill), 0);
+  const lives: ((node: DriverNode) => Promise<unknown>)[] = [
+    async (node) => {
+      await write(node, 0, 1);
+      await write(node, 1, 1);
+      await write(node, 2, 1);
+    },
+    async (node) => {
+      await write(node, 3, 2);
+      await write(node, 2, 2);
+    },
+    async (node) => await node.writeZeroes(0, 4096, 0),
+    async (node) => {
+      await write(node, 2, 4);
+      await write(node, 4, 4);
+    },
+    async (node) => await write(node, 2, 5),
+  ];
+  for (const live of lives) {
+    const { node, close } = await open();
+    await live(node);
+    await close();
+  }
+  const { node } = await open();
+  for (const [at, fill] of [0, 1, 5, 2, 4].entries()) {
+    await node.read(at * 4096, block);
+    assert.deepEqual([at, block[0]], [at, fill]);
+  }
+});
+
 test('record-log 8: with sync=false it is unclean before the first write, and clean only when its backing is durable', async () => {
   const { graph } = testGraph();
   await graph.add({ driver: 'memory', 'node-name': 'log', size: 0 });

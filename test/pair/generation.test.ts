@@ -170,3 +170,47 @@ test('the largest group fits in its block', () => {
   };
   assert.equal(encodeCopy(full, 1, hash).length, copyBytes);
 });
+
+for (const how of ['kill', 'a failed sync, then kill'] as const) {
+  test(`pair 13: what a start found is found again after a power cut: ${how}`, async () => {
+    for (let io = 1; io <= 16; io++) {
+      const world = new World(io);
+      const host = world.host('a');
+      let left = io;
+      world.onIo(() => {
+        if (--left === 0) world.kill('a');
+      });
+      if (how !== 'kill') world.fault('a', { operation: 'sync', path: '/data/group', errno: 'EIO' });
+      const committing = (async () => {
+        const file = await GroupFile.open(host, '/data');
+        for (let number = 1; number <= 4; number++) await file.commit(numbered(number));
+      })();
+      committing.catch(() => undefined);
+      await world.runFor(5000);
+      world.onIo(null);
+      world.mend();
+      if (world.isAlive('a')) world.kill('a');
+      const next = world.restart('a');
+      const fault = world.fault('a', { operation: 'sync', path: '/data/group', errno: 'EIO' });
+      const made = (await world.complete(next.files.stat('/data/group'))) !== null;
+      if (made) await assert.rejects(world.complete(GroupFile.open(next, '/data')), /sync .*group: EIO/);
+      fault.remove();
+      const found = await world.complete(GroupFile.open(next, '/data'));
+      world.powerCut('a', { loseUnsynced: true });
+      const again = await world.complete(GroupFile.open(world.restart('a'), '/data'));
+      assert.deepEqual(again.found, found.found, `killed at ${io}`);
+    }
+  });
+}
+
+test('pair 13: a group file that cannot be read is none that is missing, and is kept beside the new one', async () => {
+  const world = new World(5);
+  const host = world.host('a');
+  await world.complete((await world.complete(GroupFile.open(host, '/data'))).commit(numbered(1)));
+  const fault = world.fault('a', { operation: 'read', path: '/data/group', errno: 'EIO' });
+  const file = await world.complete(GroupFile.open(host, '/data'));
+  assert.match(file.found.kind === 'unreadable' ? file.found.reason : file.found.kind, /EIO/);
+  fault.remove();
+  await world.complete(file.commit(numbered(2)));
+  assert.deepEqual((await world.complete(host.files.list('/data'))).toSorted(), ['group', 'group.damaged']);
+});

@@ -1,6 +1,7 @@
 /** Checkpoints that are lost (record-log.md 8, 9): what takes them along, and what does not; mostly `sync: false`. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { HostFiles } from '../../src/host/host.ts';
 import { Onlooker } from './checkpoint-onlooker.ts';
 import { paired, verify, writeSome } from './pair-scenes.ts';
 import type { PairWorld } from './pair-world.ts';
@@ -83,28 +84,38 @@ test('pair 11: a resync whose checkpoint went with a failed sync goes on as one 
   }
 });
 
-test('record log 9: an overlay that is missing has lost the checkpoint for every start, also one that is killed', async () => {
-  for (let io = 1; io < 40; io += 2) {
-    const pair = await paired(io, { config: { store: 'overlays', checkpointMs: null } });
-    await writeSome(pair, 'alpha');
-    await pair.command('alpha', 'pair-checkpoint');
-    await writeSome(pair, 'alpha');
-    pair.kill('alpha');
-    pair.kill('beta');
-    const { files } = pair.world.restart('beta');
-    await pair.world.complete(files.remove('/data/disk0.hidden'));
-    pair.world.kill('beta');
-    const first = pair.world.ioCount;
-    pair.world.onIo((count, host) => {
-      if (host === 'beta' && count === first + io) pair.kill('beta');
-    });
-    const begun = pair.begin('beta');
-    begun.catch(() => undefined);
-    await pair.world.runFor(1000);
-    pair.world.onIo(null);
-    if (pair.world.isAlive('beta')) pair.kill('beta');
-    await pair.start('beta');
-    assert.equal(pair.side('beta').daemon.state.record.checkpoint, null, `killed at ${io}`);
-    assert.equal(pair.failure, null);
-  }
-});
+async function damage(files: HostFiles, path: string): Promise<void> {
+  const file = await files.open(path, { access: 'write' });
+  await file.write(0, new Uint8Array(128 * 1024).fill(0xee));
+  await file.sync();
+  await file.close();
+}
+
+for (const how of ['missing', 'damaged'] as const) {
+  test(`record log 9: an overlay that is ${how} has lost the checkpoint for every start, also one that is killed`, async () => {
+    for (let io = 1; io < 40; io += 2) {
+      const pair = await paired(io, { config: { store: 'overlays', checkpointMs: null } });
+      await writeSome(pair, 'alpha');
+      await pair.command('alpha', 'pair-checkpoint');
+      await writeSome(pair, 'alpha');
+      pair.kill('alpha');
+      pair.kill('beta');
+      const { files } = pair.world.restart('beta');
+      const hidden = '/data/disk0.hidden';
+      await pair.world.complete(how === 'missing' ? files.remove(hidden) : damage(files, hidden));
+      pair.world.kill('beta');
+      const first = pair.world.ioCount;
+      pair.world.onIo((count, host) => {
+        if (host === 'beta' && count === first + io) pair.kill('beta');
+      });
+      const begun = pair.begin('beta');
+      begun.catch(() => undefined);
+      await pair.world.runFor(1000);
+      pair.world.onIo(null);
+      if (pair.world.isAlive('beta')) pair.kill('beta');
+      await pair.start('beta');
+      assert.equal(pair.side('beta').daemon.state.record.checkpoint, null, `killed at ${io}`);
+      assert.equal(pair.failure, null);
+    }
+  });
+}
