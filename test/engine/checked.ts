@@ -1,6 +1,7 @@
 /** An engine for tests, whose every answer is checked against the schema that the reference is made from. */
 import assert from 'node:assert/strict';
 import type { TestContext } from 'node:test';
+import type { DriverDefinition } from '../../src/block/driver.ts';
 import { drivers } from '../../src/drivers/index.ts';
 import { Engine } from '../../src/engine/engine.ts';
 import type { Host } from '../../src/host/host.ts';
@@ -19,8 +20,12 @@ export interface CheckedEngine {
   execute(command: string, args?: Record<string, unknown>): Promise<unknown>;
 }
 
-export function checkedEngine(t: TestContext, host: Host = createHost()): CheckedEngine {
-  const engine = new Engine(host, drivers);
+export function checkedEngine(
+  t: TestContext,
+  host: Host = createHost(),
+  more: readonly DriverDefinition[] = [],
+): CheckedEngine {
+  const engine = new Engine(host, [...drivers, ...more]);
   const events: QmpEvent[] = [];
   const known = new Map(engineFamilies.flatMap((family) => family.events.map((event) => [event.name, event.data])));
   engine.subscribe((event) => {

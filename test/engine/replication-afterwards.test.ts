@@ -1,7 +1,12 @@
 /** What a secondary has taken, and what is given back when its replication ends, in whichever way. */
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
-import { parent, reader } from '../block/fixture.ts';
+import { z } from 'zod';
+import { defineDriver, filterOver } from '../../src/block/driver.ts';
+import { nodeReference } from '../../src/block/options.ts';
+import { createHost } from '../../src/host/index.ts';
+import { parent, reader, writer } from '../block/fixture.ts';
+import { checkedEngine } from './checked.ts';
 import { assertFilled, contentOf, fill, Secondary, type SecondaryOptions } from './replication-secondary-world.ts';
 
 const length = 2 * 2 ** 20;
@@ -60,6 +65,34 @@ test('replication-filter, start: refused while a job of a user writes to the hid
   await side.run('job-cancel', { id: 'b' });
   await side.until('the end of the job', () => side.checked.engine.jobs.list().length === 0);
   await side.start();
+});
+
+test('replication-filter, start: an overlay that cannot be emptied is refused, as active and as hidden', async (t) => {
+  // QEMU has such formats.
+  const full = defineDriver({
+    name: 'full',
+    summary: 'an overlay for good',
+    options: z.strictObject({ backing: nodeReference }),
+    open: async (options, context) => filterOver(await context.attach('backing', 'backing', options.backing), {}),
+  });
+  const shadow = { driver: 'shadow', file: { driver: 'memory', size: 0 } };
+  for (const [hidden, active] of [
+    ['full', 'shadow'],
+    ['shadow', 'full'],
+  ]) {
+    const { execute, engine } = checkedEngine(t, createHost(), [full]);
+    const overlay = (driver: string | undefined) => (driver === 'full' ? { driver } : shadow);
+    await execute('blockdev-add', { driver: 'memory', 'node-name': 'local', size: length });
+    await execute('blockdev-add', { ...overlay(hidden), 'node-name': 'hidden', backing: 'local' });
+    await execute('blockdev-add', { ...overlay(active), 'node-name': 'active', backing: 'hidden' });
+    const filter = { driver: 'replication', mode: 'secondary', 'top-id': 'top', file: 'active' };
+    await execute('blockdev-add', { ...filter, 'node-name': 'top' });
+    const user = await engine.graph.use('local', parent('an export'), writer);
+    const name = hidden === 'full' ? 'hidden' : 'active';
+    const start = execute('xen-set-replication', { enable: true, primary: false });
+    await assert.rejects(start, new RegExp(`the overlay '${name}' cannot be emptied`));
+    await user.release();
+  }
 });
 
 test('replication-filter, options: what is held while it runs stays writable, and keeps its length', async (t) => {
@@ -212,6 +245,26 @@ test('replication-filter: both jobs are internal: not listed, not to be cancelle
   assert.deepEqual(jobEvents(side), []);
 });
 
+test('replication-filter, stop: the first error ends the commit of a failover, also one that would pass', async (t) => {
+  for (const [node, operation] of [
+    ['d-local', 'write'],
+    ['d-hidden-file', 'read'],
+  ] as const) {
+    const side = await sideOf(t);
+    const [s, top] = [await side.client('d-local'), await side.client('d-top')];
+    await fill(s, 0, 65_536, 1);
+    await side.start();
+    await fill(s, 0, 65_536, 2);
+    await side.run('block-export-del', { id: 's', mode: 'hard' });
+    await fault(side, node, { operation });
+    await side.failover();
+    await side.untilStage('failover-failed');
+    assert.match(String((await side.row()).error), /injected EIO/);
+    await assertFilled(top, 0, 65_536, 1);
+    await assert.rejects(side.stop(), /failover-failed/);
+  }
+});
+
 // ---------------------------------------------------------------- the end of a failover, by its owner
 
 /** A failover of a group's overlays, whose commit has 64 KiB to copy. */
@@ -270,8 +323,8 @@ test('close: a filter that is closed when its commit is too late to be cancelled
     return undefined;
   };
   const user = await engine.graph.use('d-top', parent('a user', { drainBegin }), reader);
-  // Users are held, and the sync of the disk comes last.
-  await fault(side, 'd-local', { operation: 'flush', errno: undefined, 'delay-ms': 200 });
+  // Users are held, and the sync of the disk comes last; the first one is that of the job that is taken away.
+  await fault(side, 'd-local', { operation: 'flush', errno: undefined, skip: 1, 'delay-ms': 200 });
   await side.failover();
   held = 0;
   await side.until('the end of the commit', () => held > 0);
