@@ -65,7 +65,6 @@ function joinOpened(state: PairState, given: Given): Decision {
       { do: 'close-replication' },
       onOverlays(state, { do: 'open-overlays' }),
       // Before the primary may go on beyond a goodbye.
-      // Before the primary may go on beyond a goodbye.
       commit({ inStepMs: given.wallMs, latest: null, rolledBack: false, lockStep, peer: peerOf(state) }),
       { do: 'open-replication' },
       onOverlays(state, { do: 'keep-old' }),
