@@ -78,6 +78,25 @@ test('replication-filter: the EIO of a stage is not recorded; of several failure
   assert.throws(() => world.group.getError(), { message: 'the last' });
 });
 
+test('replication-filter: query-replication tells the bytes that the other side has answered', async () => {
+  const world = new ReplicationWorld();
+  const { use, remote } = await world.recordFilter(mib);
+  const forwarded = () => world.group.info()[0]?.['forwarded-bytes'];
+  await world.group.start('primary');
+  assert.equal(forwarded(), 0);
+  remote.mode = 'by-hand';
+  const written = watch(() => use.node.write(0, bytes(4096, 1), 0));
+  await settleTurns();
+  assert.equal(forwarded(), 0);
+  remote.answerAll();
+  await settleTurns();
+  assert.ok(written.done);
+  watch(() => use.node.writeZeroes(4096, 512, 0));
+  remote.answerAll();
+  await settleTurns();
+  assert.equal(forwarded(), 4608);
+});
+
 test('replication-filter: its length is asked of the child each time', async () => {
   const world = new ReplicationWorld();
   const { use, remote } = await world.recordFilter(mib);

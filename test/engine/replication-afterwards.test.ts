@@ -292,6 +292,15 @@ test('record-log 10: the end of a failover is not prepared while its commit stil
   assert.equal(await side.stage(), 'done');
 });
 
+test('replication-filter: query-replication tells what the overlays hold, and how far the commit of a failover is', async (t) => {
+  const side = await groupFailover(t);
+  await fill(await side.client('d-top'), 0, 4096, 3);
+  await side.until('the end of the copying', () => isReady(side));
+  const row = await side.row();
+  const commit = { status: 'ready', 'current-progress': 65_536, 'total-progress': 65_536 };
+  assert.deepEqual([row['hidden-bytes'], row['active-bytes'], row.commit], [65_536, 4096, commit]);
+});
+
 test('record-log 10: where the disk cannot take the place of the chain the owner is told, and nothing is lost', async (t) => {
   const side = await groupFailover(t);
   await side.until('the end of the copying', () => isReady(side));
