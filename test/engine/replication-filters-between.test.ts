@@ -1,4 +1,4 @@
-/** Filters between the disks of a secondary (spec: replication-filter, "whatever looks for the first node that is not one"). */
+/** Filters between the disks of a secondary are looked through (spec: replication-filter, "Options"). */
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
 import { createHost } from '../../src/host/index.ts';
