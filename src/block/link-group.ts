@@ -15,7 +15,7 @@ import type { CopyTarget } from './copy-target.ts';
  * - `syncing`: what the other side has is kept up to date, the rest stays marked; flushes are local
  * - `in-sync`: everything is forwarded, flushes wait for the other side
  * - `barrier`: in sync, and new writes wait: a checkpoint of lock-step is being made (pair.md 21)
- * - `refusing`: writes and flushes fail (`degraded: stop`)
+ * - `refusing`: writes and flushes fail: whoever is held in the end is let go
  */
 export type LinkMode = 'held' | 'alone' | 'syncing' | 'in-sync' | 'barrier' | 'refusing';
 

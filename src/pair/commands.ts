@@ -253,7 +253,7 @@ function stopServing(state: PairState): Decision {
     state: { ...state, phase: 'stopping', stopping: { inStep, exportsClosed: false } },
     plan: plan(
       'send-away',
-      inStep ? [] : [aloneMode(state), { do: 'stop-work' }, { do: 'detach' }],
+      inStep ? [] : [aloneMode, { do: 'stop-work' }, { do: 'detach' }],
       { do: 'refuse-users', reason: 'is being stopped' },
       { do: 'begin-close-exports' },
     ),
@@ -290,13 +290,9 @@ function stopAlone(state: PairState, given: Given): Decision {
   if (stopping === null || !stopping.inStep) return { state: { ...state, session: null } };
   return {
     state: { ...state, session: null, stopping: { ...stopping, inStep: false } },
-    plan: plan(
-      'stop-alone',
-      { do: 'set-mode', mode: 'held' },
-      commit(aloneRecord(state, given, true)),
-      aloneMode(state),
-      { do: 'detach' },
-    ),
+    plan: plan('stop-alone', { do: 'set-mode', mode: 'held' }, commit(aloneRecord(state, given, true)), aloneMode, {
+      do: 'detach',
+    }),
   };
 }
 

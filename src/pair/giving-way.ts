@@ -192,7 +192,7 @@ function fence(state: PairState, given: Given): Decision {
       'fence',
       { do: 'set-mode', mode: 'held' },
       commit(aloneRecord(state, given, isShared(state))),
-      aloneMode(state),
+      aloneMode,
       { do: 'stop-work' },
       { do: 'refuse-users', reason: 'was forced to stop by a failover' },
       { do: 'begin-close-exports' },

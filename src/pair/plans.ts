@@ -39,10 +39,8 @@ export function answered(state: PairState, error: string): Decision {
   return { state: { ...state, pending: null, forced: false }, now: [answer(state.pending, error)] };
 }
 
-/** How this side goes on without the other: pair.md 7. */
-export function aloneMode(state: PairState): Step {
-  return { do: 'set-mode', mode: state.self.degraded === 'stop' ? 'refusing' : 'alone' };
-}
+/** How this side goes on without the other (pair.md 7); with `degraded: stop` the filters refuse users in it. */
+export const aloneMode: Step = { do: 'set-mode', mode: 'alone' };
 
 /**
  * The proof from now on. Null before a flush clears what may differ: what it clears lies behind the checkpoint that the
@@ -89,7 +87,7 @@ export function serveAlone(state: PairState, given: Given, always: boolean): Dec
   const fresh = always || isShared(state);
   return {
     state: { ...state, phase: 'going-alone', serving: true, offered: null },
-    plan: plan('serve-alone', commit(aloneRecord(state, given, fresh)), { do: 'build-primary' }, aloneMode(state), {
+    plan: plan('serve-alone', commit(aloneRecord(state, given, fresh)), { do: 'build-primary' }, aloneMode, {
       do: 'open-exports',
     }),
   };
@@ -113,7 +111,7 @@ export function goAlone(state: PairState, given: Given, reason: string): Decisio
       'go-alone',
       { do: 'set-mode', mode: 'held' },
       commit(aloneRecord(state, given, true)),
-      aloneMode(state),
+      aloneMode,
       { do: 'open-exports' },
       { do: 'stop-work' },
       { do: 'detach' },
@@ -126,7 +124,7 @@ export function goAlone(state: PairState, given: Given, reason: string): Decisio
 export function loseSession(state: PairState, reason: string): Decision {
   return {
     state: { ...state, phase: 'alone', session: null },
-    plan: plan('lose-session', aloneMode(state), { do: 'stop-work' }, { do: 'detach' }, dropLink(reason)),
+    plan: plan('lose-session', aloneMode, { do: 'stop-work' }, { do: 'detach' }, dropLink(reason)),
   };
 }
 

@@ -280,7 +280,7 @@ export function promote(state: PairState, given: Given, offered: Generation | nu
 
 /** Steps (c) and (d) of a promotion; a start repeats them. */
 export function finishPromotion(state: PairState, to: FailoverTo): Step[] {
-  const serve: Step[] = [{ do: 'build-primary' }, aloneMode(state), { do: 'open-exports' }];
+  const serve: Step[] = [{ do: 'build-primary' }, aloneMode, { do: 'open-exports' }];
   const gone = dropLink('this side is primary now');
   if (to === 'latest') {
     return [...onOverlays(state, { do: 'drop-overlays' }), ...serve, commit({ promoting: null }), gone];

@@ -62,17 +62,6 @@ test('pair 5, 7: in step, a lost link holds users, makes a new generation durabl
   }
 });
 
-test('pair 7: degraded=stop refuses writes where it would go on alone', () => {
-  const state = stateIn('in-step', {
-    self: { name: 'alpha', peer: 'beta', degraded: 'stop', ...asMirror },
-  });
-  assert.deepEqual(steps(on(state, { type: 'link-lost', reason: 'x' })).slice(0, 3), [
-    'mode held',
-    'commit',
-    'mode refusing',
-  ]);
-});
-
 test('pair 7, 13: before the other side was offered the generation a lost link needs no new one', () => {
   for (const phase of ['comparing', 'attaching', 'copying', 'settling'] as const) {
     const decision = on(stateIn(phase, { serving: true, session: agreed }, { aloneSince: 5 }), {
