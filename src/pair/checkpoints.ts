@@ -36,7 +36,7 @@ export function beginWanted(decision: Decision): Decision {
     request,
     checkpointing: true,
     checkpointWanted: false,
-    askedThere: false,
+    askedThere: state.askedThere === 'waiting' ? 'running' : 'no',
     asked: state.asked === 'waiting' ? 'running' : state.asked,
     proof: lockStep ? goingBackTo(state.proof, null) : state.proof,
   };
@@ -46,8 +46,9 @@ export function beginWanted(decision: Decision): Decision {
     plan: plan(
       'checkpoint',
       lockStep ? [{ do: 'set-mode', mode: 'barrier' }] : [],
-      { do: 'flush-remote', proven: false, bounded: false },
-      send({ type: 'checkpoint', request, asked: state.askedThere }),
+      // Behind a barrier the link bounds it, for those who wait.
+      { do: 'flush-remote', proven: false, bounded: !lockStep },
+      send({ type: 'checkpoint', request, asked: begun.askedThere === 'running' }),
       { do: 'await-checkpoint' },
       endBarrier(begun),
     ),
@@ -68,14 +69,15 @@ function endBarrier(state: PairState): Step[] {
 export function settleAsked(decision: Decision): Decision {
   const { state } = decision;
   if (checkpointPhases.has(state.phase)) return decision;
-  if (state.asked === 'no' && !state.checkpointing && !state.checkpointWanted && !state.askedThere) return decision;
+  if (state.asked === 'no' && !state.checkpointing && !state.checkpointWanted && state.askedThere === 'no')
+    return decision;
   const settled: PairState = {
     ...state,
     asked: 'no',
     holdMs: null,
     checkpointing: false,
     checkpointWanted: false,
-    askedThere: false,
+    askedThere: 'no',
   };
   const error = state.error ?? 'the two sides are not in step any more';
   const now = state.asked === 'no' ? [] : [answer('checkpoint', error)];
@@ -99,9 +101,17 @@ const refused = (state: PairState): string => {
   return `a checkpoint needs both sides in step (${state.self.name}: ${state.phase})`;
 };
 
+/** Nobody waits for it but those who asked. The last one stays until the other side says that it made this one. */
+function late(state: PairState, error: string): Decision {
+  const reason = `${error}: the last checkpoint stays, until that side has made this one after all`;
+  const told = answerAsked({ ...state, checkpointing: false }, reason);
+  const failed = send({ type: 'checkpoint-failed', request: state.request, reason });
+  return state.askedThere === 'running' ? { ...told, now: [failed, ...(told.now ?? [])] } : told;
+}
+
 const primaryCheckpoints: readonly Row[] = [
   row('in-step', 'message checkpoint-request', 'in-step', 'as a command here', (state) => ({
-    state: { ...state, checkpointWanted: true, askedThere: true },
+    state: { ...state, checkpointWanted: true, askedThere: 'waiting' },
   })),
   row('in-step', 'message checkpointed', 'in-step', 'noted', (state, { number, ageMs, request }, given) => {
     const next = madeThere(state, number, ageMs, given);
@@ -122,9 +132,9 @@ const primaryCheckpoints: readonly Row[] = [
   row(
     'in-step',
     ['failed checkpoint', 'failed end-checkpoint'],
-    'going-alone',
-    'the other side did not make it in time: as a link that is lost (pair.md 6)',
-    (state, error, given) => goAlone({ ...state, error }, given, error),
+    'in-step | going-alone',
+    'the other side did not make it in time: said; in lock-step writers wait: as a link that is lost (pair.md 6)',
+    (state, error, given) => (state.self.lockStep ? goAlone({ ...state, error }, given, error) : late(state, error)),
   ),
 ];
 
@@ -146,6 +156,13 @@ const secondaryCheckpoints: readonly Row[] = [
     const told = answerAsked(next, reason);
     return { ...told, now: [send({ type: 'checkpoint-failed', request, reason }), ...(told.now ?? [])] };
   }),
+  row(
+    'following',
+    'message checkpoint-failed',
+    'following',
+    'the primary cannot: what was asked here',
+    (state, failed) => answerAsked({ ...state, asked: state.asked === 'no' ? 'no' : 'running' }, failed.reason),
+  ),
   row(
     'following',
     'checkpoint-unchanged',

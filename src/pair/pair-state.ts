@@ -132,9 +132,9 @@ export interface PairState {
   /** primary: the number of the last request for a checkpoint; it is under way while `checkpointing` */
   readonly request: number;
   readonly checkpointing: boolean;
-  /** primary: one is to begin as soon as nothing else is under way; `askedThere`: the other side waits for it */
+  /** primary: one is to begin as soon as nothing else is under way; `askedThere`: on command of the other side */
   readonly checkpointWanted: boolean;
-  readonly askedThere: boolean;
+  readonly askedThere: 'no' | 'waiting' | 'running';
   /** secondary: the primary's request that the checkpoint under way answers */
   readonly checkpointFor: number | null;
   /** secondary: the last checkpoint is held */
@@ -365,7 +365,7 @@ export function initialState(from: {
     request: 0,
     checkpointing: false,
     checkpointWanted: false,
-    askedThere: false,
+    askedThere: 'no',
     checkpointFor: null,
     held: null,
     heldThere: null,

@@ -385,12 +385,7 @@ export class PairRunner {
     const { name } = config.peer;
     const late = deferred();
     const timer = host.clock.after(config.stallMsMax, () =>
-      late.reject(
-        new BlockError(
-          'timed-out',
-          `${name} ${what} within ${config.stallMsMax} ms: writes wait no longer (\`stall-ms-max\`)`,
-        ),
-      ),
+      late.reject(new BlockError('timed-out', `${name} ${what} within ${config.stallMsMax} ms (\`stall-ms-max\`)`)),
     );
     try {
       await Promise.race([answered, late.promise]);
