@@ -43,6 +43,8 @@ export class Drains {
       // From the top down: what a window above still sends is settled below after it.
       const tops = upward(vertex);
       for (const each of downward(tops)) {
+        // What is still being opened has no users yet.
+        if (each.state === 'opening') continue;
         const settling = each.node.settle?.();
         if (settling !== undefined) await settling;
       }

@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { z } from 'zod';
+import { defineDriver, filterOver } from '../../src/block/driver.ts';
 import type { BlockGraph } from '../../src/block/graph.ts';
 import type { BlockParent, RootUse } from '../../src/block/graph-view.ts';
 import { type Deferred, deferred } from '../../src/util/later.ts';
@@ -258,4 +260,26 @@ test('a drain waits for what the nodes themselves have under way', async () => {
   await writing;
   assert.ok(written);
   drained.end();
+});
+
+test('a node is drained although another one is just being opened above it', async () => {
+  const opened = deferred();
+  const slow = defineDriver({
+    name: 'slow-open',
+    summary: 'for tests',
+    options: z.strictObject({ file: z.string() }),
+    open: async (options, context) => {
+      const child = await context.attach('file', 'filtered', options.file);
+      await opened.promise;
+      return filterOver(child, {});
+    },
+  });
+  const { graph } = testGraph(undefined, [slow]);
+  await graph.add({ driver: 'memory', 'node-name': 'disk', size });
+  const opening = graph.add({ driver: 'slow-open', 'node-name': 'above', file: 'disk' });
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(graph.find('disk').parentNodes, ['above']);
+  (await graph.drain('disk')).end();
+  opened.resolve();
+  await opening;
 });
