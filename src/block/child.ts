@@ -29,6 +29,8 @@ export interface PermissionNeed {
   readonly needs: PermissionMask;
   /** what it lets every other parent of the node do */
   readonly shares: PermissionMask;
+  /** what it lets be done to what stands below the node; default: what it shares */
+  readonly sharesBelow?: PermissionMask;
 }
 
 export interface Child {

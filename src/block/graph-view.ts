@@ -60,14 +60,16 @@ export interface Graph {
   replace(from: string, to: string): Promise<void>;
   /**
    * Puts node `filter`, which stands above `below`, in its place for all its parents but those that stand below the
-   * filter themselves: they would close a circle. Drained around it.
+   * filter themselves: they would close a circle. Until it is taken out again nobody else may change what it stands on.
+   * Drained around it.
    */
   insertAbove(below: string, filter: string): Promise<void>;
   /**
-   * Puts what a filter stands on by now in its place for all its parents, and closes the filter: as one change, because
-   * others come between, above or below, at any time.
+   * Puts what a filter stands on by now in its place for all its parents, and takes the filter out of the graph: as one
+   * change, because others come between, above or below, at any time. With `to`, that node takes the place of both.
+   * Drained around it. What it returns closes the filter and is called once; it may take long, and holds nobody.
    */
-  takeOut(filter: string): Promise<void>;
+  takeOut(filter: string, to?: string): Promise<() => Promise<void>>;
   /** All or none of the nodes, with those made in place for them; drained around it. */
   reopen(requests: readonly ReopenRequest[]): Promise<void>;
   /** What must not be begun on a node by command. */

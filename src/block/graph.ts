@@ -11,6 +11,7 @@ import { BlockError, toBlockError } from '../util/errors.ts';
 import { allPermissions, type Child, type ChildRole, type PermissionNeed, permissionBits } from './child.ts';
 import { Drains } from './drain.ts';
 import type { ChildPermissions, NodeReference, OpenContext } from './driver.ts';
+import { moveEdges, movesOf } from './edge-moves.ts';
 import type { BlockParent, Drained, Graph, NodeInfo, RootUse } from './graph-view.ts';
 import { OpBlockers } from './op-blockers.ts';
 import { applyOptions, type CommonOptions, splitOptions } from './options.ts';
@@ -81,28 +82,42 @@ export class BlockGraph implements Graph, EdgeOwner {
 
   async replace(from: string, to: string): Promise<void> {
     await this.drained(this.vertexOf(from), async () => {
-      const old = await this.change(() => this.replaceEdges(this.vertexOf(from), this.vertexOf(to), 'all'));
+      const old = await this.change(async () => {
+        const [vertex, other] = [this.vertexOf(from), this.vertexOf(to)];
+        const below = downward([other]).filter((each) => each !== other);
+        const refused = vertex.uses.find(({ parent }) => parent instanceof Vertex && below.includes(parent));
+        if (refused !== undefined) throw cycle(refused.parent as Vertex, other);
+        await this.move(movesOf(vertex, other, vertex), other);
+        return vertex;
+      });
       await this.dropUnused(old);
     });
   }
 
   async insertAbove(below: string, filter: string): Promise<void> {
     await this.drained(this.vertexOf(below), async () => {
-      await this.change(() => this.replaceEdges(this.vertexOf(below), this.vertexOf(filter), 'without-circles'));
+      await this.change(async () => {
+        const [vertex, above] = [this.vertexOf(below), this.vertexOf(filter)];
+        await this.move(movesOf(vertex, above, vertex), above, filteredEdge(above), true);
+      });
     });
   }
 
-  async takeOut(filter: string): Promise<void> {
+  async takeOut(filter: string, to?: string): Promise<() => Promise<void>> {
     const vertex = this.vertexOf(filter);
     await this.drained(vertex, async () => {
       await this.change(async () => {
-        const below = vertex.edges.find(({ role }) => role === 'filtered');
-        if (below === undefined) throw new BlockError('invalid-option', `node '${filter}' is no filter`);
-        await this.replaceEdges(vertex, below.vertex, 'all');
+        const edge = filteredEdge(this.vertexOf(filter));
+        const below = edge.vertex;
+        const place = to === undefined ? below : this.vertexOf(to);
+        const moves = movesOf(vertex, place, below);
+        if (place !== below)
+          for (const [use, end] of movesOf(below, place, below)) if (use !== edge) moves.set(use, end);
+        await this.move(moves, place, edge, false);
         vertex.state = 'closing';
       });
     });
-    await this.destroy(vertex);
+    return () => this.destroy(vertex);
   }
 
   async reopen(requests: readonly ReopenRequest[]): Promise<void> {
@@ -364,40 +379,11 @@ export class BlockGraph implements Graph, EdgeOwner {
     });
   }
 
-  /**
-   * Moves the parents of a vertex but those of `to` itself; what stands below `to` is refused, or left where it is. A
-   * filter that is put above the vertex sees every change of it from then on: who comes later has to use the filter.
-   */
-  private async replaceEdges(from: Vertex, to: Vertex, which: 'all' | 'without-circles'): Promise<Vertex> {
-    const below = downward([to]);
-    const circles = from.uses.filter(({ parent }) => parent instanceof Vertex && below.includes(parent));
-    const refused = circles.find(({ parent }) => parent !== to);
-    if (which === 'all' && refused !== undefined) throw cycle(refused.parent as Vertex, to);
-    const edges = from.uses.filter((edge) => !circles.includes(edge));
-    if (to.node.length < from.node.length) {
-      throw new BlockError(
-        'invalid-request',
-        `node '${to.nodeName}' (${to.node.length} bytes) is shorter than ` +
-          `'${from.nodeName}' (${from.node.length} bytes)`,
-      );
-    }
-    const putAbove = to.edges.find(({ role, vertex }) => role === 'filtered' && vertex === from);
-    const takenOut = from.edges.find(({ role, vertex }) => role === 'filtered' && vertex === to);
-    const before = takenOut?.guards ?? false;
-    for (const edge of edges) edge.moveTo(to);
-    if (putAbove !== undefined) putAbove.guards = true;
-    if (takenOut !== undefined) takenOut.guards = false;
-    try {
-      await updatePermissions([from, to, ...parentsOf(edges)]);
-    } catch (error) {
-      for (const edge of edges) edge.moveTo(from);
-      if (putAbove !== undefined) putAbove.guards = false;
-      if (takenOut !== undefined) takenOut.guards = before;
-      throw error;
-    }
+  /** @param to where the users are now */
+  private async move(moves: ReadonlyMap<Edge, Vertex>, to: Vertex, guard?: Edge, guards?: boolean): Promise<void> {
+    await moveEdges(moves, guard, guards);
     this.drains.edgesChanged();
     this.tellChanged(to);
-    return from;
   }
 
   private tellChanged(vertex: Vertex): void {
@@ -428,8 +414,10 @@ function fixedChildren(vertex: Vertex): BlockError {
   );
 }
 
-function parentsOf(edges: readonly Edge[]): Vertex[] {
-  return edges.flatMap((edge) => (edge.parent instanceof Vertex ? [edge.parent] : []));
+function filteredEdge(filter: Vertex): Edge {
+  const edge = filter.edges.find(({ role }) => role === 'filtered');
+  if (edge === undefined) throw new BlockError('invalid-option', `node '${filter.nodeName}' is no filter`);
+  return edge;
 }
 
 function cycle(parent: Vertex, child: Vertex): BlockError {

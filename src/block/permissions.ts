@@ -19,7 +19,7 @@ import {
 } from './child.ts';
 import type { ChildPermissions } from './driver.ts';
 import type { PermissionSum } from './graph-view.ts';
-import { downward, type Edge, type Vertex } from './vertex.ts';
+import { downward, type Edge, upward, type Vertex } from './vertex.ts';
 
 const read = permissionBits['consistent-read'];
 const { write, resize } = permissionBits;
@@ -63,13 +63,18 @@ export async function updatePermissions(starts: readonly Vertex[]): Promise<void
     if (sum.needs !== vertex.sum.needs || sum.shares !== vertex.sum.shares) changes.push(new Change(vertex, sum));
     for (const edge of vertex.edges) {
       if (edge.needFrom === null) continue;
-      const need = edge.needFrom(sum, vertex.readOnly);
+      const need = guarded(edge, edge.needFrom(sum, vertex.readOnly));
       needs.set(edge, vertex.common.forceShare ? { needs: need.needs, shares: allPermissions } : need);
     }
   }
   await widen(changes);
   for (const [edge, need] of needs) edge.need = need;
   for (const change of changes) await change.narrow();
+}
+
+/** A filter that stands for a vertex has to see every change of it, those of what it is made of included. */
+function guarded(edge: Edge, need: PermissionNeed): PermissionNeed {
+  return edge.guards ? { ...need, shares: need.shares & ~(write | resize) } : need;
 }
 
 async function widen(changes: readonly Change[]): Promise<void> {
@@ -127,26 +132,24 @@ function checkedSum(vertex: Vertex, needOf: (edge: Edge) => PermissionNeed): Per
   for (const edge of vertex.uses) {
     const need = needOf(edge);
     for (const other of vertex.uses) {
-      const refused = edge === other ? 0 : need.needs & ~allowedBy(other, needOf(other));
+      const refused = edge === other ? 0 : need.needs & ~needOf(other).shares;
       if (refused !== 0) throw conflict(vertex, edge, other, refused);
     }
     if (vertex.readOnly && (need.needs & changing) !== 0) throw readOnly(vertex, edge, need.needs & changing);
     needs |= need.needs;
-    shares &= need.shares;
+    shares &= need.sharesBelow ?? need.shares;
   }
   return { needs, shares: vertex.common.forceShare ? allPermissions : shares };
 }
 
-/** A guard is about this vertex only: what an overlay stands on may change, as long as the overlay shows the same. */
-function allowedBy({ guards }: Edge, { shares }: PermissionNeed): PermissionMask {
-  return guards ? shares & ~(write | resize) : shares;
-}
-
 function conflict(vertex: Vertex, edge: Edge, other: Edge, refused: PermissionMask): BlockError {
+  // What a job keeps others from follows all the way down.
+  const filter = upward(vertex).find(({ edges }) => edges.some(({ guards }) => guards));
   return new BlockError(
     'permission-conflict',
     `${edge.user} needs ${permissionNames(refused)} on node '${vertex.nodeName}', ` +
-      `which its use by ${other.user} does not allow`,
+      `which its use by ${other.user} does not allow` +
+      (filter === undefined || other.parent === filter ? '' : `: above it stands '${filter.nodeName}', a job's filter`),
   );
 }
 

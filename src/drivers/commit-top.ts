@@ -3,7 +3,7 @@
  * keeps what was copied in step.
  */
 import { z } from 'zod';
-import type { Child } from '../block/child.ts';
+import { type Child, permissionBits } from '../block/child.ts';
 import type { CommitTap, CommitWrites } from '../block/commit-writes.ts';
 import { type DriverNode, defineDriver } from '../block/driver.ts';
 import type { WriteFlags } from '../block/node.ts';
@@ -17,7 +17,14 @@ export const commitTopDriver = defineDriver({
   options: z.strictObject({ file: nodeReference.describe('the top of the chain that is committed') }),
   isFilter: true,
   async open(options, context): Promise<DriverNode> {
-    return new CommitTop(await context.attach('file', 'filtered', options.file));
+    const child = await context.attach('file', 'filtered', options.file, ({ needs, shares }) => ({
+      // What an overlay below shows is changed by the commit: others are kept from reading it. The top shows the same.
+      needs: needs & ~permissionBits['consistent-read'],
+      shares,
+      // The commit itself changes the base.
+      sharesBelow: shares,
+    }));
+    return new CommitTop(child);
   },
 });
 

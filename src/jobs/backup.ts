@@ -76,10 +76,14 @@ export async function startBackup(graph: Graph, jobs: JobManager, how: BackupHow
 }
 
 /** A node may have several backups at a time, a target is one's own. */
-function blocksFor({ blockers }: Graph, { jobId, device, target }: BackupHow): OpBlock[] {
+function blocksFor({ blockers }: Graph, { jobId, device, target, filterName }: BackupHow): OpBlock[] {
   const reason = `job '${jobId}' works on it`;
   const others = blockOperations.filter((operation) => operation !== 'backup-source');
-  return [blockers.block(device, others, reason), ...blockers.blockAll([target], reason)];
+  return [
+    blockers.block(device, others, reason),
+    ...blockers.blockAll([target], reason),
+    blockers.block(filterName, ['delete'], `it belongs to job '${jobId}'`),
+  ];
 }
 
 /** `blockdev-backup` */
@@ -160,7 +164,7 @@ class BackupBody implements JobBody {
     try {
       await this.use?.release();
     } finally {
-      await graph.takeOut(how.filterName);
+      await (await graph.takeOut(how.filterName))();
     }
   }
 

@@ -6,12 +6,13 @@
  *     parents -> base                                          after the pivot
  *
  * Invariant: what is written meanwhile reaches the top and, where the base is up to date, the base (`CommitWrites`).
- * The base is durable before it takes the place of the chain. The overlays keep their content.
+ * The base is durable before it takes the place of the chain. The overlays keep their content. Nobody else changes the
+ * top, writes to the base or uses what lies between; in a failover the manager sees to it.
  */
 import { backingOf, findAllocated, overlaysAbove } from '../block/chain.ts';
 import { allPermissions, permissionBits } from '../block/child.ts';
 import { type CommitTap, CommitWrites } from '../block/commit-writes.ts';
-import type { Drained, Graph, NodeInfo, RootUse } from '../block/graph-view.ts';
+import type { BlockParent, Drained, Graph, NodeInfo, RootUse } from '../block/graph-view.ts';
 import type { BlockNode } from '../block/node.ts';
 import { BlockError } from '../util/errors.ts';
 import { deferred } from '../util/later.ts';
@@ -79,7 +80,12 @@ export async function startCommit(graph: Graph, jobs: JobManager, how: CommitHow
     autoDismiss: how.autoDismiss,
     internal: how.internal ?? false,
   });
-  if (how.internal !== true) job.keep(graph.blockers.blockAll(body.nodeNames, `job '${job.id}' works on it`));
+  if (how.internal !== true) {
+    job.keep([
+      ...graph.blockers.blockAll(body.nodeNames, `job '${job.id}' works on it`),
+      graph.blockers.block(how.filterName, ['delete'], `it belongs to job '${job.id}'`),
+    ]);
+  }
   try {
     await body.open(job);
   } catch (error) {
@@ -143,7 +149,6 @@ function bottomOf(graph: Graph, top: string): string {
 
 class CommitBody implements JobBody {
   readonly ready = deferred();
-  pivoted = false;
   private readonly graph: Graph;
   private readonly how: CommitHow;
   private readonly overlays: readonly NodeInfo[];
@@ -152,6 +157,10 @@ class CommitBody implements JobBody {
   private writes: CommitWrites | null = null;
   private loop: CopyLoop | null = null;
   private filterStands = false;
+  /** closes the filter that the pivot has taken out; null: there was none */
+  private closeFilter: (() => Promise<void>) | null = null;
+  /** the overlays between top and base, held so that nobody else uses them */
+  private readonly between: RootUse[] = [];
   /** the base was read-only before */
   private reopened = false;
 
@@ -176,6 +185,10 @@ class CommitBody implements JobBody {
 
   get inStep(): boolean {
     return this.writes?.inStep === true;
+  }
+
+  get pivoted(): boolean {
+    return this.closeFilter !== null;
   }
 
   /** Takes the nodes and puts the filter above the top. Takes everything back if it fails. */
@@ -205,7 +218,9 @@ class CommitBody implements JobBody {
         await graph.reopen([{ nodeName: base, readOnly: false }]);
         this.reopened = true;
       }
-      this.base = await graph.use(base, parent, { needs: read | write, shares: read | write | unchanged });
+      // In a failover others hold the disks as well: the manager has taken the export away (replication-filter).
+      const writers = how.internal === true ? write : 0;
+      this.base = await graph.use(base, parent, { needs: read | write, shares: read | unchanged | writers });
       const { readOnly } = graph.find(top);
       const filter = await graph.add({
         driver: 'commit-top',
@@ -217,10 +232,19 @@ class CommitBody implements JobBody {
       this.filterStands = true;
       (filter.node as unknown as CommitTap).follow(writes);
       await graph.insertAbove(top, filterName);
-      this.source = await graph.use(top, parent, { needs: read, shares: allPermissions & ~resize });
+      if (how.internal !== true) await this.holdBetween(parent);
+      this.source = await graph.use(top, parent, { needs: 0, shares: allPermissions & ~resize });
     } catch (error) {
       await this.clean('failed').catch(() => undefined);
       throw error;
+    }
+  }
+
+  /** A write there would be in no copy, and a read would find what the commit has put below it. */
+  private async holdBetween(parent: BlockParent): Promise<void> {
+    const shares = permissionBits['write-unchanged'];
+    for (const { nodeName } of this.overlays.slice(1)) {
+      this.between.push(await this.graph.use(nodeName, parent, { needs: 0, shares, sharesBelow: allPermissions }));
     }
   }
 
@@ -246,10 +270,10 @@ class CommitBody implements JobBody {
     const drained = await this.prepareEnd();
     try {
       // Our own use would stand in the way of what the parents need.
-      await this.base?.release();
-      this.base = null;
-      await this.graph.replace(this.how.filterName, this.how.base);
-      this.pivoted = true;
+      await this.base?.setPermissions({ needs: permissionBits['consistent-read'], shares: allPermissions });
+      // In one change: who came to the filter or the top between two would stay there.
+      this.closeFilter = await this.graph.takeOut(this.how.filterName, this.how.base);
+      this.filterStands = false;
     } finally {
       drained.end();
     }
@@ -282,10 +306,10 @@ class CommitBody implements JobBody {
   async clean(_outcome: JobOutcome): Promise<void> {
     const { graph, how } = this;
     const steps: (() => Promise<void>)[] = [];
-    if (this.filterStands) {
-      steps.push(() => (this.pivoted ? graph.remove(how.filterName) : graph.takeOut(how.filterName)));
-    }
+    if (this.filterStands) steps.push(async () => await (await graph.takeOut(how.filterName))());
+    if (this.closeFilter !== null) steps.push(this.closeFilter);
     steps.push(async () => await this.source?.release());
+    for (const use of this.between) steps.push(() => use.release());
     steps.push(async () => await this.base?.release());
     if (this.reopened) steps.push(() => this.restoreBase());
     this.filterStands = false;

@@ -6,7 +6,8 @@
  *     parents -> target                                        after the pivot
  *
  * Invariant: from the moment the filter stands, a byte in which the target may differ from the source is dirty or in a
- * chunk that is under way. The pivot happens while the parents are drained and nothing is either.
+ * chunk that is under way: nobody else changes the source. The pivot happens while the parents are drained and nothing
+ * is either.
  */
 import { allPermissions, permissionBits } from '../block/child.ts';
 import { type CopyTarget, type CopyTicket, type TakenRange, TakenRanges, type WriteTap } from '../block/copy-target.ts';
@@ -52,7 +53,10 @@ export async function startBlockdevMirror(graph: Graph, jobs: JobManager, args: 
     autoFinalize: args['auto-finalize'],
     autoDismiss: args['auto-dismiss'],
   });
-  job.keep(graph.blockers.blockAll([args.device, args.target], `job '${jobId}' works on it`));
+  job.keep([
+    ...graph.blockers.blockAll([args.device, args.target], `job '${jobId}' works on it`),
+    graph.blockers.block(body.filterName, ['delete'], `it belongs to job '${jobId}'`),
+  ]);
   try {
     await body.open(job);
   } catch (error) {
@@ -89,14 +93,15 @@ function checkArguments(graph: Graph, args: MirrorArguments): void {
 class MirrorBody implements JobBody {
   private readonly graph: Graph;
   private readonly args: MirrorArguments;
-  private readonly filterName: string;
+  readonly filterName: string;
   private readonly jobId: string;
   private readonly dirty: DirtyBitmap;
   private source: RootUse | null = null;
   private target: RootUse | null = null;
   private loop: CopyLoop | null = null;
   private filterStands = false;
-  private pivoted = false;
+  /** closes the filter that the pivot has taken out */
+  private closeFilter: (() => Promise<void>) | null = null;
 
   constructor(graph: Graph, args: MirrorArguments, jobId: string) {
     this.graph = graph;
@@ -117,7 +122,7 @@ class MirrorBody implements JobBody {
         shares: permissionBits['consistent-read'] | permissionBits['write-unchanged'],
       });
       await this.addFilter(control);
-      await graph.replace(args.device, this.filterName);
+      await graph.insertAbove(args.device, this.filterName);
       this.source = await graph.use(args.device, parent, {
         needs: permissionBits['consistent-read'],
         shares: allPermissions & ~permissionBits.resize,
@@ -167,8 +172,9 @@ class MirrorBody implements JobBody {
       // Our own use would forbid the parents to write.
       await this.target?.release();
       this.target = null;
-      await this.graph.replace(this.filterName, this.args.target);
-      this.pivoted = true;
+      // In one change: who came to the filter or the source between two would stay there.
+      this.closeFilter = await this.graph.takeOut(this.filterName, this.args.target);
+      this.filterStands = false;
     } finally {
       drained.end();
     }
@@ -176,16 +182,19 @@ class MirrorBody implements JobBody {
 
   /** Takes the filter out and gives the nodes back, whatever went before; the first failure is thrown at the end. */
   async clean(_outcome: JobOutcome): Promise<void> {
-    const { graph, filterName } = this;
+    const { graph, filterName, closeFilter } = this;
     const steps: (() => Promise<void>)[] = [];
     if (this.filterStands) {
-      const filter = graph.find(filterName).node as unknown as WriteTap;
-      filter.tapWrites(null);
-      steps.push(() => (this.pivoted ? graph.remove(filterName) : graph.takeOut(filterName)));
+      steps.push(async () => {
+        (graph.find(filterName).node as unknown as WriteTap).tapWrites(null);
+        await (await graph.takeOut(filterName))();
+      });
     }
+    if (closeFilter !== null) steps.push(closeFilter);
     steps.push(async () => await this.target?.release());
     steps.push(async () => await this.source?.release());
     this.filterStands = false;
+    this.closeFilter = null;
     let first: unknown;
     for (const step of steps) {
       try {

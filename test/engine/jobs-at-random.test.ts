@@ -1,7 +1,8 @@
 /**
- * Backups and mirrors at random, side by side on a few nodes, under one user who writes. Whatever was begun, paused,
- * completed and cancelled: the user reads what it wrote; a backup is the disk of the moment when it began; a mirror
- * that ended well is the disk of the moment when it ended; nothing is left of a job that is gone.
+ * Backups and mirrors at random, side by side on a few nodes, under users of one disk who come by any name that it has
+ * at that moment and may be written by. Whatever was begun, paused, completed and cancelled: they all read what they
+ * wrote, and stand on the same node; a backup is the disk of the moment when it began; a mirror that ended well is the
+ * disk of the moment when it ended; nothing is left of a job that is gone.
  */
 import assert from 'node:assert/strict';
 import { type TestContext, test } from 'node:test';
@@ -22,9 +23,9 @@ interface Backup {
   readonly content: Buffer | null;
 }
 
-/** The user as a parent in the graph: it begins nothing while it is drained. */
+/** A user as a parent in the graph: it begins nothing while it is drained. */
 class Holder implements BlockParent {
-  readonly description = 'the user';
+  readonly description = 'a user';
   drains = 0;
 
   drainBegin(): undefined {
@@ -36,35 +37,42 @@ class Holder implements BlockParent {
   }
 }
 
+interface User {
+  readonly use: RootUse;
+  readonly holder: Holder;
+}
+
+const usersMax = 4;
+
 class World {
   readonly #checked: CheckedEngine;
   readonly #random: Random;
-  readonly #user: RootUse;
-  readonly #holder: Holder;
+  /** the first stays to the end */
+  readonly #users: User[] = [];
   readonly #model = Buffer.alloc(size);
   readonly #backups = new Map<string, Backup>();
   #jobs = 0;
   #eventsSeen = 0;
   checks = 0;
 
-  private constructor(checked: CheckedEngine, random: Random, user: RootUse, holder: Holder) {
+  private constructor(checked: CheckedEngine, random: Random) {
     this.#checked = checked;
     this.#random = random;
-    this.#user = user;
-    this.#holder = holder;
   }
 
   static async create(t: TestContext, seed: number): Promise<World> {
     const checked = checkedEngine(t);
     for (const name of nodeNames) await checked.execute('blockdev-add', memoryNode(name, size));
-    const holder = new Holder();
-    return new World(checked, new Random(seed), await checked.engine.graph.use('n0', holder, writer), holder);
+    const world = new World(checked, new Random(seed));
+    await world.#come('n0');
+    return world;
   }
 
   async step(): Promise<void> {
     const random = this.#random;
     for (let i = random.below(4); i > 0; i -= 1) await this.#write();
     if (random.chance(0.3)) await this.#turns(random.below(4));
+    if (random.chance(0.3)) await this.#comeOrGo();
     const chance = random.fraction();
     if (chance < 0.25) await this.#backup();
     else if (chance < 0.5) await this.#mirror();
@@ -91,7 +99,28 @@ class World {
         engine.graph.blockers.check(name, operation);
       }
     }
-    await this.#user.release();
+    for (const { use } of this.#users) await use.release();
+  }
+
+  async #come(nodeName: string): Promise<void> {
+    const holder = new Holder();
+    this.#users.push({ use: await this.#checked.engine.graph.use(nodeName, holder, writer), holder });
+  }
+
+  /** By the name of the node or of any filter above it, which may be gone when it is their turn. */
+  async #comeOrGo(): Promise<void> {
+    const some = 1 + this.#random.below(usersMax);
+    if (this.#users.length > some) return await this.#users.pop()?.use.release();
+    if (this.#users.length === usersMax) return;
+    const [top = assert.fail(), ...others] = this.#names();
+    const name = this.#random.chance(0.5) ? top : this.#pick([top, ...others]);
+    try {
+      await this.#come(name);
+    } catch (error) {
+      // Of the filters only the first sees everything.
+      const { code } = error as BlockError;
+      assert.ok(code === 'permission-conflict' ? name !== top : code === 'node-not-found' && !nodeNames.includes(name));
+    }
   }
 
   #pick<T>(of: readonly T[]): T {
@@ -99,22 +128,28 @@ class World {
     return one ?? assert.fail();
   }
 
-  /** The node that the user stands on, below filters. */
-  #under(): string {
+  #names({ use } = this.#users[0] ?? assert.fail()): string[] {
     const { graph } = this.#checked.engine;
-    for (let name = this.#user.nodeName; ; ) {
-      const below = graph.find(name).children.find(({ role }) => role === 'filtered');
-      if (below === undefined) return name;
-      name = below.nodeName;
+    const names: string[] = [];
+    for (let name: string | undefined = use.nodeName; name !== undefined; ) {
+      names.push(name);
+      name = graph.find(name).children.find(({ role }) => role === 'filtered')?.nodeName;
     }
+    return names;
+  }
+
+  /** The node that the users stand on, below filters. */
+  #under(): string {
+    return this.#names().at(-1) ?? assert.fail();
   }
 
   async #write(): Promise<void> {
     const random = this.#random;
     const offset = random.below(size);
     const bytes = new Uint8Array(Math.min(1 + random.below(20_000), size - offset)).fill(1 + random.below(255));
-    while (this.#holder.drains > 0) await this.#turns(1);
-    await attempt(() => this.#user.node.write(offset, bytes, 0));
+    const { use, holder } = this.#pick(this.#users);
+    while (holder.drains > 0) await this.#turns(1);
+    await attempt(() => use.node.write(offset, bytes, 0));
     this.#model.set(bytes, offset);
   }
 
@@ -176,8 +211,12 @@ class World {
 
   /** What has to hold between two steps. */
   async #look(): Promise<void> {
-    while (this.#holder.drains > 0) await this.#turns(1);
-    assert.ok(this.#content(this.#user.node).equals(this.#model), 'what the user reads');
+    for (const { holder } of this.#users) while (holder.drains > 0) await this.#turns(1);
+    const [first] = this.#users;
+    for (const { use } of this.#users) {
+      assert.equal(use.nodeName, first?.use.nodeName, 'where they stand');
+      assert.ok(this.#content(use.node).equals(this.#model), 'what a user reads');
+    }
     this.#lookAtCopies();
   }
 
@@ -218,7 +257,7 @@ class World {
   }
 }
 
-test('backups and mirrors at random: the user reads what it wrote, and each copy is of its own moment', async (t) => {
+test('backups and mirrors at random: users read what they wrote, and each copy is of its own moment', async (t) => {
   const { seed } = seeded(1);
   let checks = 0;
   for (let life = 0; life < 6; life += 1) {

@@ -78,6 +78,12 @@ const mirrorMembers = {
   replaces: leftOut('the target takes the place of the device, and of nothing else'),
 };
 
+/** @param node the node that the filter stands on */
+function filterName(node: string): z.ZodType<string | undefined> {
+  const text = `name of the filter above the ${node} while the job lives; who comes to write then uses this`;
+  return nodeName.optional().describe(text);
+}
+
 export const jobSchema = [
   defineCommand({
     name: 'blockdev-mirror',
@@ -90,7 +96,7 @@ export const jobSchema = [
       target: nodeName.describe('node that is written; not shorter than the source'),
       sync: syncOfMirror,
       ...mirrorMembers,
-      'filter-node-name': nodeName.optional().describe('name of the filter above the source while the job lives'),
+      'filter-node-name': filterName('source'),
       'target-is-zero': z.boolean().optional().describe('the target reads as zeroes: zeroes need no copy'),
     }),
     returns: nothing,
@@ -133,7 +139,7 @@ export const jobSchema = [
       speed: size.optional().describe('bytes a second in the background; 0 (default): no limit'),
       'on-source-error': z.literal('report').optional().describe('only `report`, the default: the job fails'),
       'on-target-error': z.literal('report').optional().describe('only `report`, the default: the job fails'),
-      'filter-node-name': nodeName.optional().describe('name of the filter above the device while the job lives'),
+      'filter-node-name': filterName('device'),
       'auto-finalize': z.boolean().optional().describe('default true'),
       'auto-dismiss': z.boolean().optional().describe('default true'),
     }),
@@ -143,7 +149,8 @@ export const jobSchema = [
     name: 'block-commit',
     summary:
       'Copies what the overlays of a chain hold into the base below them while I/O goes on. The base then takes the ' +
-      'place of the chain: at `job-complete` where the top is written, else by itself.',
+      'place of the chain: at `job-complete` where the top is written, else by itself. Nobody else writes to the ' +
+      'base, or uses an overlay between the two, meanwhile.',
     arguments: z.strictObject({
       'job-id': id.optional().describe('id of the job (default: the device)'),
       device: nodeName.describe('node on top of the chain'),
@@ -157,7 +164,7 @@ export const jobSchema = [
         .describe('accepted, changes nothing: overlays do not keep the name of theirs'),
       speed: size.optional().describe('bytes a second; 0 (default): no limit'),
       'on-error': errorAction.optional().describe('what an I/O error does (default `report`: the job fails)'),
-      'filter-node-name': nodeName.optional().describe('name of the filter above the top while the job lives'),
+      'filter-node-name': filterName('top'),
       'auto-finalize': z.boolean().optional().describe('default true'),
       'auto-dismiss': z.boolean().optional().describe('default true'),
     }),
