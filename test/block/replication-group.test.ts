@@ -149,6 +149,24 @@ test('pair 22: where the write fails, or one member takes no checkpoint, nobody 
   assert.deepEqual(log.slice(3), ['c checkpoint', 'b unprepare', 'a unprepare']);
 });
 
+test('pair 22: between the halves of a checkpoint no other round begins, and who leaves is left out', async () => {
+  const { group, log, members } = groupOf('a', 'b', 'c');
+  await group.prepare();
+  log.length = 0;
+  for (const round of [() => group.start('secondary'), () => group.checkpoint(), () => group.prepare()]) {
+    await assert.rejects(round(), /a checkpoint is prepared: commit or abort it first/);
+  }
+  assert.deepEqual(log, []);
+  group.leave(member(members, 'b'));
+  await group.commit(2);
+  assert.deepEqual(log, ['c checkpoint', 'a checkpoint']);
+  await group.prepare();
+  group.leave(member(members, 'c'));
+  log.length = 0;
+  await group.abort();
+  assert.deepEqual(log, ['a unprepare']);
+});
+
 test('the table of stages allows these moves and no others', () => {
   const stages = Object.keys(stageMoves) as ReplicationStage[];
   const events: StageEvent[] = ['start', 'stop', 'failover', 'commit-done', 'commit-failed', 'close'];
