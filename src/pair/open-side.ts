@@ -58,6 +58,7 @@ export async function openSide(
       overlays: config.store === 'overlays',
       durable: config.store === 'overlays' && config.overlays.sync,
       lockStep: config.mode === 'lock-step',
+      behindMs: config.mode === 'lock-step' ? config.stallMsMax : 0,
       keepCheckpoint: config.resync === 'keep-checkpoint',
     };
     const state = initialState({ self, record, sequence: group.sequence, proof, blank, built });

@@ -73,6 +73,8 @@ export interface PairSelf {
   /** and they outlive a power cut: each is made of durable disks */
   readonly durable: boolean;
   readonly lockStep: boolean;
+  /** how long what the primary's user was told is flushed may be on its way here: none, but in lock-step; ms */
+  readonly behindMs: number;
   /** a resync that does not fit beside the last checkpoint is refused (pair.md 11) */
   readonly keepCheckpoint: boolean;
 }

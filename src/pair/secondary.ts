@@ -102,9 +102,10 @@ export const secondaryRows: readonly Row[] = [
     'notes now and then that it is in step',
     (state, { inSync }, given) => {
       if (!inSync) return stay(state);
-      const next = { ...state, asOfMs: given.wallMs };
-      if (state.plan !== null || given.wallMs - (state.record.inStepMs ?? 0) < inStepNoteMs) return { state: next };
-      return { state: next, plan: plan('note', commit({ inStepMs: given.wallMs })) };
+      const asOfMs = given.wallMs - state.self.behindMs;
+      const next = { ...state, asOfMs };
+      if (state.plan !== null || asOfMs - (state.record.inStepMs ?? 0) < inStepNoteMs) return { state: next };
+      return { state: next, plan: plan('note', commit({ inStepMs: asOfMs })) };
     },
   ),
   row(

@@ -411,3 +411,15 @@ test('a primary that knows the word is told that a checkpoint is held, and an ol
     assert.deepEqual(ended.now ?? [], max === 1 ? [] : [{ do: 'send', message: { type: 'held', held: null } }]);
   }
 });
+
+test('pair 7: in lock-step a follower has what was flushed stall-ms-max ago, a standby what was flushed by now', () => {
+  const at = { ...given, wallMs: 1_000_000 };
+  const heartbeat = { type: 'message', message: { type: 'heartbeat', inSync: true } } as const;
+  for (const behindMs of [0, 2000]) {
+    const lockStep = behindMs > 0;
+    const self = { ...stateIn('following').self, overlays: true, lockStep, behindMs };
+    const { state, plan } = decide(stateIn('following', { self, session: agreed }), heartbeat, at);
+    assert.equal(state.asOfMs, at.wallMs - behindMs);
+    assert.deepEqual(plan?.steps, [{ do: 'commit', change: { inStepMs: at.wallMs - behindMs } }]);
+  }
+});

@@ -19,6 +19,7 @@ function secondary(more: Partial<PairState>, store: 'clean' | 'incomplete'): Pai
       overlays: false,
       durable: false,
       lockStep: false,
+      behindMs: 0,
       keepCheckpoint: false,
     },
     record: { ...base, generation: { id, number: 1 } },

@@ -11,7 +11,13 @@ import {
   type Step,
 } from '../../src/pair/pair-state.ts';
 
-export const asMirror = { overlays: false, durable: false, lockStep: false, keepCheckpoint: false } as const;
+export const asMirror = {
+  overlays: false,
+  durable: false,
+  lockStep: false,
+  behindMs: 0,
+  keepCheckpoint: false,
+} as const;
 export const idOf = (number: number): string => number.toString(16).padStart(16, '0');
 export const given = { wallMs: 1000, id: idOf(99) };
 
