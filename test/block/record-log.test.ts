@@ -152,6 +152,7 @@ test('another volume, and a file that is no log, are refused in words', async ()
   await assert.rejects(open(text), /not a record log/);
 });
 
+const mebi = 1024 * 1024;
 const full = (value: number, length = 4096): Uint8Array => new Uint8Array(length).fill(value);
 const turns = () => new Promise<void>((resolve) => setTimeout(resolve, 5));
 
@@ -322,5 +323,74 @@ test('record-log 3: a life begins in a physical block that no other has a byte i
     log.endLife();
     await log.append(recordKinds.data, 1, 0, 100, full(1, 100));
     assert.equal((log.appendedAt - recordHeaderBytes) % physicalBlockBytes, 0);
+  }
+});
+
+test('record-log 2: what the superblock knows to be durable is missed, though no record behind it says so', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file);
+  for (let i = 0; i < 5; i++) await log.append(recordKinds.data, 1, 0, 100, full(i, 100));
+  const last = log.appendedAt;
+  await log.sync();
+  await log.setUser({});
+  file.bytes.fill(0, last - recordHeaderBytes, last + 100);
+  assert.match((await open(file)).log.lost ?? '', /record 5 does not hold, though records up to 5 were durable/);
+});
+
+test('record-log 2: what stands behind the end of an ended life is not believed, and is no damage', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file);
+  for (let i = 0; i < 3; i++) await log.append(recordKinds.data, 1, 0, 100, full(i, 100));
+  const [start, end] = [log.appendedAt - recordHeaderBytes, log.appendedAt + 100];
+  const third = file.bytes.slice(start, end);
+  file.bytes.fill(0, start, end);
+  const { log: next } = await open(file);
+  await next.append(recordKinds.data, 1, 0, 100, full(9, 100));
+  await next.sync();
+  file.bytes.set(third, start);
+  const { log: again, records } = await open(file);
+  assert.equal(again.lost, null);
+  assert.deepEqual(
+    records.map(({ payload }) => payload[0]),
+    [0, 1, 9],
+  );
+});
+
+test('record-log 2: damage is seen wherever the header stands that tells of it, also across two windows of the scan', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file, { growBytes: 8 * mebi });
+  const sizes = [4096 + 40, ...[0, 1, 2].map(() => recordHeaderBytes + mebi), mebi - 288];
+  for (const size of sizes) {
+    await log.append(recordKinds.data, 1, 0, 512, full(1, size - recordHeaderBytes));
+  }
+  await log.sync();
+  await log.append(recordKinds.data, 1, 0, 512, full(1, 512));
+  // The scan breaks off behind the first record, and looks on from there.
+  const window = superblockAreaBytes + 4096 + 40 + 4 * mebi;
+  const header = log.appendedAt - recordHeaderBytes;
+  assert.ok(header < window && window < log.appendedAt);
+  file.bytes.fill(0, superblockAreaBytes + 4096 + 40, superblockAreaBytes + 8192);
+  assert.match((await open(file)).log.lost ?? '', /record 2 does not hold, though records up to 5 were durable/);
+});
+
+test('a log that is lost with its boot goes on behind every sequence that it had', async () => {
+  for (const isSynced of [true, false]) {
+    let file = new CrashFile(() => 0.9);
+    for (let life = 0; life < 2; life++) {
+      const { log } = await open(file, { durable: false });
+      for (let i = 0; i < 5; i++) await log.append(recordKinds.data, 1, 0, 100, full(i, 100));
+      if (isSynced) await log.sync();
+      if (isSynced) await log.setUser({});
+      file = file.kill();
+    }
+    const { log } = await open(file, { durable: false, bootId: 'c' });
+    assert.match(log.lost ?? '', /machine went down/);
+    await log.dropAll({});
+    await log.append(recordKinds.data, 2, 0, 100, full(9, 100));
+    await log.sync();
+    const { log: again, records } = await open(file.kill(), { durable: false, bootId: 'c' });
+    assert.equal(again.lost, null);
+    assert.ok((records[0]?.header.sequence ?? 0) > (isSynced ? 10 : 6));
+    assert.deepEqual([...(records[0]?.payload ?? [])], [...full(9, 100)]);
   }
 });

@@ -3,17 +3,19 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { pairDefaults } from '../../src/pair/config.ts';
 import { PairOverlays } from '../../src/pair/overlays.ts';
-import type { QmpTarget } from '../../src/qmp/target.ts';
+import { rollBackDisk } from '../../src/pair/roll-back.ts';
+import type { QmpEvent, QmpTarget } from '../../src/qmp/target.ts';
+import { deferred } from '../../src/util/later.ts';
 import { World } from '../sim/world.ts';
 
 /** Overlays that keep old content, over an engine that only remembers what it was told. */
-async function keeping(fails: readonly string[] = []) {
+async function keeping(fails: readonly string[] = [], answers: Readonly<Record<string, unknown>> = {}) {
   const steps: string[] = [];
   const engine: QmpTarget = {
     async execute(command) {
       steps.push(command);
       if (fails.includes(command)) throw new Error(`${command} fails`);
-      return {};
+      return answers[command] ?? {};
     },
     subscribe: () => () => undefined,
   };
@@ -80,4 +82,52 @@ test('pair 22: where old content is not kept there is no checkpoint', async () =
   steps.length = 0;
   await assert.rejects(overlays.checkpoint(2, step('durable'), step('take back')), { code: 'wrong-state' });
   assert.deepEqual(steps, []);
+});
+
+test('pair 14: a way back that fails is said to have failed, and nothing is emptied', async () => {
+  const failed = { node: 'disk0-top', mode: 'secondary', stage: 'failover-failed', error: 'EIO', commit: null };
+  const { overlays, steps, step } = await keeping([], { 'query-replication': [failed] });
+  const text = /disk0-top: going back to the checkpoint failed: EIO; start this side again/;
+  await assert.rejects(overlays.endTakeover(2, step('durable'), step('take back')), text);
+  assert.ok(!steps.includes('durable'));
+});
+
+test('record-log 9: a disk is rolled back when its commit has ended well, and not before', async () => {
+  const endings = [
+    ['BLOCK_JOB_COMPLETED', {}, null],
+    ['BLOCK_JOB_COMPLETED', { error: 'EIO' }, /disk disk0: EIO/],
+    ['BLOCK_JOB_CANCELLED', {}, /was cancelled/],
+  ] as const;
+  for (const [event, more, error] of endings) {
+    const told = deferred<(event: QmpEvent) => void>();
+    const asked: string[] = [];
+    const rolling = rollBackDisk(
+      {
+        async execute(command) {
+          asked.push(command);
+          return {};
+        },
+        subscribe(listener) {
+          told.resolve(listener);
+          return () => undefined;
+        },
+      },
+      'disk0',
+    );
+    let over = false;
+    const ended = rolling.finally(() => {
+      over = true;
+    });
+    ended.catch(() => undefined);
+    const tell = await told.promise;
+    const timestamp = { seconds: 0, microseconds: 0 };
+    const pass = () => new Promise((resolve) => setImmediate(resolve));
+    tell({ event: 'BLOCK_JOB_COMPLETED', data: { device: 'another' }, timestamp });
+    tell({ event: 'BLOCK_JOB_READY', data: { device: 'roll-back-disk0' }, timestamp });
+    await pass();
+    assert.deepEqual([over, asked], [false, ['block-commit', 'job-complete']]);
+    tell({ event, data: { device: 'roll-back-disk0', ...more }, timestamp });
+    if (error === null) await ended;
+    else await assert.rejects(ended, error);
+  }
 });

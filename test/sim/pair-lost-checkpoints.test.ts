@@ -119,3 +119,56 @@ for (const how of ['missing', 'damaged'] as const) {
     }
   });
 }
+
+test('record log 2: where the way back of one disk is lost no disk is rolled back, else all are', async () => {
+  for (const isLost of [true, false]) {
+    const config = { store: 'overlays', checkpointMs: null, mode: 'lock-step', acknowledge: 'local' } as const;
+    const disks = ['disk0', 'disk1'];
+    const pair = await paired(70, { config, disks });
+    for (const disk of disks) await writeSome(pair, 'alpha', disk);
+    await pair.command('alpha', 'pair-checkpoint');
+    const before = disks.map((disk) => pair.image('beta', disk));
+    for (const disk of disks) await writeSome(pair, 'alpha', disk);
+    pair.kill('alpha');
+    await pair.until(() => pair.phase('beta') === 'detached');
+    pair.kill('beta');
+    const after = disks.map((disk) => pair.image('beta', disk));
+    if (isLost) {
+      const { files } = pair.world.restart('beta');
+      await pair.world.complete(files.remove('/data/disk1.hidden'));
+      pair.world.kill('beta');
+    }
+    await pair.start('beta');
+    const { store, checkpoint } = pair.side('beta').daemon.state.record;
+    assert.deepEqual([store, checkpoint === null], isLost ? ['incomplete', true] : ['clean', false]);
+    assert.ok(Buffer.compare(before[0] ?? new Uint8Array(), after[0] ?? new Uint8Array()) !== 0);
+    for (const [index, disk] of disks.entries()) {
+      assert.deepEqual(pair.image('beta', disk), (isLost ? after : before)[index], disk);
+    }
+    assert.equal(pair.failure, null);
+  }
+});
+
+test('pair 14: a way back that had begun and lost its overlays leaves a copy that stands for nothing', async () => {
+  const pair = await paired(80, { config: { store: 'overlays', checkpointMs: null } });
+  await writeSome(pair, 'alpha');
+  await pair.command('alpha', 'pair-checkpoint');
+  await writeSome(pair, 'alpha');
+  pair.kill('alpha');
+  await pair.until(() => pair.phase('beta') === 'detached');
+  const failover = pair.side('beta').daemon.execute('pair-failover', { to: 'checkpoint' });
+  failover.catch(() => undefined);
+  await pair.until(() => pair.side('beta').daemon.state.record.promoting !== null);
+  pair.kill('beta');
+  const { files } = pair.world.restart('beta');
+  await pair.world.complete(files.remove('/data/disk0.hidden'));
+  pair.world.kill('beta');
+  await pair.start('beta');
+  const { role, store, promoting, generation } = pair.side('beta').daemon.state.record;
+  assert.deepEqual([role, store, promoting, generation], ['secondary', 'incomplete', null, null]);
+  await pair.start('alpha');
+  await pair.inStep();
+  await verify(pair, 'alpha');
+  pair.assertEqual();
+  assert.equal(pair.failure, null);
+});
