@@ -10,6 +10,7 @@ import { copyBeforeWriteDriver } from '../../src/drivers/copy-before-write.ts';
 import { memoryDriver } from '../../src/drivers/memory.ts';
 import { shadowDriver } from '../../src/drivers/shadow.ts';
 import { createHost } from '../../src/host/index.ts';
+import { testGraph } from '../block/fixture.ts';
 
 const size = 256 * 1024 + 1536;
 
@@ -79,4 +80,45 @@ test('the top shows the last checkpoint plus its own writes, whatever the primar
     }),
     { numRuns: 60 },
   );
+});
+
+const user: BlockParent = { description: 'the test', drainBegin: () => undefined, drainEnd: () => undefined };
+const readAndWrite = { needs: permissionBits['consistent-read'] | permissionBits.write, shares: allPermissions };
+
+test('a granule of which only a part reads as zeroes is copied, not taken for zeroes', async () => {
+  const { graph } = testGraph();
+  const log = { driver: 'memory', size: 0 };
+  const blocks = 48;
+  await graph.add({ driver: 'shadow', 'node-name': 'disk', file: log, size: blocks * 4096, 'grow-bytes': 65536 });
+  await graph.add({ driver: 'shadow', 'node-name': 'kept', file: log, size: blocks * 4096, 'grow-bytes': 65536 });
+  const options = { driver: 'copy-before-write', file: 'disk', target: 'kept', granularity: 65536 };
+  await graph.add({ ...options, 'node-name': 'copying' });
+  await graph.use('copying', user, readAndWrite);
+  await graph.use('kept', user, readAndWrite);
+  const [copying, kept] = [graph.find('copying').node, graph.find('kept').node];
+  for (const block of [20, 31, 40]) await copying.write(block * 4096, new Uint8Array(4096).fill(block), 0);
+  copiesBeforeWrite(copying)?.forgetCopies();
+  await copying.write(0, new Uint8Array(blocks * 4096).fill(255), 0);
+  const found = new Uint8Array(blocks * 4096);
+  await kept.read(0, found);
+  for (let block = 0; block < blocks; block++) {
+    assert.deepEqual([block, found[block * 4096]], [block, [20, 31, 40].includes(block) ? block : 0]);
+  }
+});
+
+test('record-log 8: old content whose sync failed is not taken for kept, though it was copied at once', async () => {
+  const { graph } = testGraph();
+  await graph.add({ driver: 'memory', 'node-name': 'disk', size });
+  await graph.add({ driver: 'blkdebug', 'node-name': 'kept', image: { driver: 'memory', size } });
+  await graph.add({ driver: 'copy-before-write', 'node-name': 'copying', file: 'disk', target: 'kept', sync: true });
+  await graph.use('copying', user, readAndWrite);
+  const { node } = graph.find('copying');
+  const fault = { operation: 'flush', errno: 'EIO', count: 2 };
+  await graph.find('kept').node.control?.({ action: 'add-fault', fault });
+  for (let attempt = 0; attempt < 2; attempt++) {
+    await assert.rejects(async () => node.write(0, new Uint8Array(4096).fill(1), 0), /EIO/);
+    assert.equal(copiesBeforeWrite(node)?.copiedBytes, 0);
+  }
+  await node.write(0, new Uint8Array(4096).fill(1), 0);
+  assert.equal(copiesBeforeWrite(node)?.copiedBytes, 4096);
 });

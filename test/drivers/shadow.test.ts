@@ -237,3 +237,21 @@ test('record-log 4: after a failed sync nothing is read that may be lost, also w
   await graph.find('top').node.read(0, block);
   assert.ok(block.every((byte) => byte === 1));
 });
+
+test('a read finds a write that was issued before it, whether that is done or not', async () => {
+  const { graph } = testGraph();
+  await graph.add({ driver: 'blkdebug', 'node-name': 'log', image: { driver: 'memory', size: 0 } });
+  await graph.add({ driver: 'shadow', 'node-name': 'top', file: 'log', size, 'grow-bytes': 65536 });
+  await graph.use('top', parent('the test'), writer);
+  const { node } = graph.find('top');
+  await node.write(0, new Uint8Array(4096).fill(1), 0);
+  await graph.find('log').node.control?.({ action: 'add-fault', fault: { operation: 'write', 'delay-ms': 5 } });
+  const found = new Uint8Array(4096);
+  for (const fill of [2, 3]) {
+    const length = fill === 2 ? 4096 : 100;
+    const writing = node.write(0, new Uint8Array(length).fill(fill), 0);
+    const reading = node.read(0, found);
+    await Promise.all([writing, reading]);
+    assert.deepEqual([found[0], found[4095]], [fill, 2]);
+  }
+});
