@@ -85,6 +85,28 @@ test('pair 1: a standby that is in lock-step from now on loses nothing that was 
   }
 });
 
+test('record-log 9: a standby that had to go back, in lock-step and then not, shows nothing of what its machine wrote', async () => {
+  const { pair, user, last } = await beyondCheckpoint(5, standby);
+  pair.world.cut('alpha', 'beta');
+  await pair.until(() => pair.phase('alpha') === 'alone' && pair.phase('beta') === 'detached');
+  await done(pair, user.write(1));
+  await done(pair, user.flush());
+  pair.world.heal('alpha', 'beta');
+  await pair.until(() => pair.side('beta').daemon.state.record.store === 'resync');
+  pair.kill('alpha');
+  pair.kill('beta');
+  await pair.start('beta', lockStep);
+  const own = await pair.connect('beta');
+  assert.deepEqual(await done(pair, own.read(1)), [last]);
+  await done(pair, own.write(2));
+  await done(pair, own.flush());
+  pair.kill('beta');
+  await pair.start('beta', standby);
+  const view = await pair.connect('beta');
+  assert.deepEqual(await done(pair, view.read(1)), [last]);
+  assert.deepEqual(await done(pair, view.read(2)), [0]);
+});
+
 test('a pair that was stopped cleanly goes from one mode to the other and back', async () => {
   const { pair, last, user } = await beyondCheckpoint(4, standby);
   await done(pair, user.client.close());
@@ -106,3 +128,59 @@ test('a pair that was stopped cleanly goes from one mode to the other and back',
     pair.assertEqual();
   }
 });
+
+/** A start of beta that ends at its nth I/O. @returns whether it came to that */
+async function cutStart(pair: PairWorld, n: number, config: Partial<PairConfig>): Promise<boolean> {
+  let seen = 0;
+  let ended = false;
+  let started = false;
+  pair.world.onIo((_, machine) => {
+    if (machine !== 'beta' || ended || ++seen < n) return;
+    ended = true;
+    pair[n % 2 === 0 ? 'kill' : 'powerCut']('beta');
+  });
+  const starting = pair.begin('beta', config).then(
+    () => {
+      started = true;
+    },
+    () => undefined,
+  );
+  await pair.until(() => started || ended);
+  if (!ended) await done(pair, starting);
+  pair.world.onIo(null);
+  return ended;
+}
+
+for (const [before, after] of [
+  [standby, lockStep],
+  [lockStep, standby],
+] as const) {
+  test(`from ${before.mode} to ${after.mode}: cut off at any I/O of the start, the next one shows what it would have`, async () => {
+    let cuts = 0;
+    for (let n = 1, isOver = true; isOver; n += 7) {
+      const { pair, kept, last } = await beyondCheckpoint(n, before);
+      if (before === lockStep) {
+        const own = await pair.connect('beta');
+        await done(pair, own.write(2));
+        await done(pair, own.flush());
+        own.client.destroy('done');
+      }
+      pair.kill('alpha');
+      await pair.until(() => pair.phase('beta') === 'detached');
+      pair.kill('beta');
+      isOver = await cutStart(pair, n, after);
+      if (!isOver) break;
+      cuts++;
+      await pair.start('beta', after);
+      const wanted = before === standby ? last : kept;
+      for (const to of [null, 'latest'] as const) {
+        if (to !== null) await pair.command('beta', 'pair-failover', { to });
+        const found = await pair.connect('beta');
+        assert.deepEqual(await done(pair, found.read(1)), [wanted], `I/O ${n}, ${to}`);
+        assert.deepEqual(await done(pair, found.read(2)), [0], `I/O ${n}, ${to}`);
+        found.client.destroy('done');
+      }
+    }
+    assert.ok(cuts > 3, `${cuts}`);
+  });
+}
