@@ -357,20 +357,23 @@ test('record-log 2: what stands behind the end of an ended life is not believed,
 });
 
 test('record-log 2: damage is seen wherever the header stands that tells of it, also across two windows of the scan', async () => {
-  const file = new CrashFile(() => 0.9);
-  const { log } = await open(file, { growBytes: 8 * mebi });
-  const sizes = [4096 + 40, ...[0, 1, 2].map(() => recordHeaderBytes + mebi), mebi - 288];
-  for (const size of sizes) {
-    await log.append(recordKinds.data, 1, 0, 512, full(1, size - recordHeaderBytes));
+  for (const behind of [false, true]) {
+    const file = new CrashFile(() => 0.9);
+    const { log } = await open(file, { growBytes: 8 * mebi });
+    const sizes = [4096 + 40, ...[0, 1, 2].map(() => recordHeaderBytes + mebi), mebi - 288, ...(behind ? [mebi] : [])];
+    for (const size of sizes) {
+      await log.append(recordKinds.data, 1, 0, 512, full(1, size - recordHeaderBytes));
+    }
+    await log.sync();
+    await log.append(recordKinds.data, 1, 0, 512, full(1, 512));
+    // The scan breaks off behind the first record, and looks on from there.
+    const window = superblockAreaBytes + 4096 + 40 + 4 * mebi;
+    const header = log.appendedAt - recordHeaderBytes;
+    assert.ok(behind ? window < header : header < window && window < log.appendedAt);
+    file.bytes.fill(0, superblockAreaBytes + 4096 + 40, superblockAreaBytes + 8192);
+    const text = `record 2 does not hold, though records up to ${sizes.length} were durable`;
+    assert.ok((await open(file)).log.lost?.includes(text));
   }
-  await log.sync();
-  await log.append(recordKinds.data, 1, 0, 512, full(1, 512));
-  // The scan breaks off behind the first record, and looks on from there.
-  const window = superblockAreaBytes + 4096 + 40 + 4 * mebi;
-  const header = log.appendedAt - recordHeaderBytes;
-  assert.ok(header < window && window < log.appendedAt);
-  file.bytes.fill(0, superblockAreaBytes + 4096 + 40, superblockAreaBytes + 8192);
-  assert.match((await open(file)).log.lost ?? '', /record 2 does not hold, though records up to 5 were durable/);
 });
 
 test('a log that is lost with its boot goes on behind every sequence that it had', async () => {
