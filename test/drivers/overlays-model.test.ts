@@ -122,3 +122,26 @@ test('record-log 8: old content whose sync failed is not taken for kept, though 
   await node.write(0, new Uint8Array(4096).fill(1), 0);
   assert.equal(copiesBeforeWrite(node)?.copiedBytes, 4096);
 });
+
+test('a change that is longer than one copy waits for all copies of what it overwrites', async () => {
+  const { graph } = testGraph();
+  const disk = 4 * 1024 * 1024;
+  await graph.add({ driver: 'memory', 'node-name': 'disk', size: disk });
+  await graph.add({ driver: 'memory', 'node-name': 'kept', size: disk });
+  await graph.add({ driver: 'copy-before-write', 'node-name': 'copying', file: 'disk', target: 'kept' });
+  await graph.use('copying', user, readAndWrite);
+  const [copying, kept] = [graph.find('copying').node, graph.find('kept').node];
+  const old = Uint8Array.from({ length: disk / 4096 }, (_, block) => 1 + (block % 250));
+  for (const [block, fill] of old.entries()) await copying.write(block * 4096, new Uint8Array(4096).fill(fill), 0);
+  copiesBeforeWrite(copying)?.forgetCopies();
+  // One block of it was changed before: the run is in two parts, the second of them longer than a copy.
+  await copying.write(100 * 4096, new Uint8Array(4096).fill(255), 0);
+  await copying.write(4096, new Uint8Array(disk - 8192).fill(255), 0);
+  assert.equal(copiesBeforeWrite(copying)?.copiedBytes, disk - 8192);
+  const found = new Uint8Array(disk);
+  await kept.read(0, found);
+  for (const block of old.keys()) {
+    if (block === 0 || block === old.length - 1) continue;
+    assert.deepEqual([block, found[block * 4096]], [block, old[block]]);
+  }
+});

@@ -87,6 +87,16 @@ test('blockdev-backup, sync full: the background rests while its source or its t
   await event('BLOCK_JOB_COMPLETED', 'b');
 });
 
+test('blockdev-backup, sync full: one whose target cannot be made durable has failed', async (t) => {
+  const { add, execute, event, engine } = runOf(t);
+  await add(memoryNode('disk', size));
+  await add(blkdebug('target', size));
+  const fault = { operation: 'flush', errno: 'EIO', count: 1 };
+  await engine.graph.find('target').node.control?.({ action: 'add-fault', fault });
+  await execute('blockdev-backup', { 'job-id': 'b', device: 'disk', target: 'target', sync: 'full' });
+  assert.match(String((await event('BLOCK_JOB_COMPLETED', 'b')).error), /EIO/);
+});
+
 test('blockdev-backup, sync none: old content only, until it is cancelled; it is listed and pauses', async (t) => {
   const { add, use, content, execute, event } = runOf(t);
   await add(memoryNode('disk', size));
