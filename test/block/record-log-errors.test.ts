@@ -65,3 +65,19 @@ test('record-log 4: a sync does not succeed when an append that it waits for fai
   await assert.rejects(append ?? assert.fail(), /the disk is full.*reopened/);
   await assert.rejects(sync ?? assert.fail(), /the disk is full.*reopened/);
 });
+
+test('record-log 8: what was lost with its boot and emptied is whole from then on, in a log that syncs', async () => {
+  const file = new CrashFile(() => 0.9);
+  const first = await open(file, { durable: false, bootId: 'first' });
+  await first.log.append(recordKinds.data, 1, 0, 4, full(1, 4));
+  await turns();
+  const second = await open(file.kill(), { bootId: 'second' });
+  assert.match(second.log.lost ?? '', /the machine went down/);
+  const again = file.kill();
+  const { log } = await open(again, { bootId: 'second' });
+  await log.dropAll({});
+  await log.append(recordKinds.data, 2, 0, 4, full(2, 4));
+  await log.sync();
+  const third = await open(again.kill(), { bootId: 'third' });
+  assert.deepEqual([third.log.lost, third.records.map(({ header }) => header.epoch)], [null, [2]]);
+});

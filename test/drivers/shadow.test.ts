@@ -255,3 +255,20 @@ test('a read finds a write that was issued before it, whether that is done or no
     assert.deepEqual([found[0], found[4095]], [fill, 2]);
   }
 });
+
+test('record-log 8: an overlay of a group that was lost and emptied is not lost again, though nothing was written', async () => {
+  const { log, open } = await overlay(1);
+  const first = await open();
+  await first.node.write(0, new Uint8Array(4096).fill(1), 0);
+  await first.node.flush();
+  await first.node.write(4096, new Uint8Array(4096).fill(2), 0);
+  await first.close();
+  await log.write(128 * 1024 + 500, Uint8Array.of(77), 0);
+  const damaged = await open();
+  assert.match(String(damaged.node.info?.()['checkpoint-lost']), /damaged/);
+  epochal(damaged.node)?.emptyAt(2);
+  assert.equal(damaged.node.info?.()['checkpoint-lost'], null);
+  await damaged.close();
+  const { node } = await open(2);
+  assert.equal(node.info?.()['checkpoint-lost'], null);
+});
