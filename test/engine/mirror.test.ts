@@ -151,3 +151,32 @@ test('a speed limit does not hold users at the pivot', async (t) => {
   await until(() => engine.jobs.list().length === 0);
   for (const at of [0, 500_000]) assert.equal(await byteAt(checked, 't', at), 7);
 });
+
+test('a granule that is zero in part is copied whole, wherever the zeroes begin and end in it', async (t) => {
+  const checked = checkedEngine(t);
+  const { execute, engine, events } = checked;
+  const log = { driver: 'memory', size: 0 };
+  await execute('blockdev-add', { driver: 'shadow', 'node-name': 's', file: log, size, 'grow-bytes': 65536 });
+  await execute('blockdev-add', memoryNode('t', size));
+  const content = new Uint8Array(size);
+  // In granules of 16 blocks: at the start, the end and in the middle of one, and over several.
+  for (const [block, count] of [
+    [0, 1],
+    [31, 1],
+    [52, 3],
+    [79, 18],
+    [130, 1],
+    [255, 1],
+  ] as const) {
+    const bytes = new Uint8Array(count * 4096).fill(block + 1);
+    await engine.graph.find('s').node.write(block * 4096, bytes, 0);
+    content.set(bytes, block * 4096);
+  }
+  await engine.graph.find('t').node.write(0, new Uint8Array(size).fill(255), 0);
+  const granularity = 65536;
+  await execute('blockdev-mirror', { 'job-id': 'j', device: 's', target: 't', sync: 'full', granularity });
+  await until(() => events.some(({ event }) => event === 'BLOCK_JOB_READY'));
+  const copy = new Uint8Array(size);
+  await engine.graph.find('t').node.read(0, copy);
+  for (let at = 0; at < size; at += 512) assert.deepEqual([at, copy[at]], [at, content[at]]);
+});
