@@ -112,3 +112,24 @@ test('blockdev-reopen: a node made in place goes with the one it was made for, a
     ]),
   );
 });
+
+test('blockdev-reopen: a child is named as it is now, whether it was made in place or the graph has changed', async (t) => {
+  const { execute, engine } = checkedEngine(t);
+  const file = { driver: 'memory', 'node-name': 'log', size: 0 };
+  for (const name of ['base', 'other']) await execute('blockdev-add', memoryNode(name));
+  const overlay = { driver: 'shadow', 'node-name': 'middle', file, backing: 'base' };
+  await execute('blockdev-add', overlay);
+  await execute('blockdev-add', { driver: 'raw', 'node-name': 'top', file: 'middle' });
+  const reopen = (...options: Row[]) => execute('blockdev-reopen', { options });
+  await reopen({ ...overlay, file: 'log' });
+  await assert.rejects(reopen({ ...overlay, file: 'other' }), /file: of node 'middle' cannot be changed/);
+  await assert.rejects(reopen({ ...overlay, file: 'log', backing: 'other' }), /backing: of node 'middle'/);
+  await execute('block-commit', { 'job-id': 'c', device: 'middle', 'auto-dismiss': false });
+  for (let i = 0; engine.jobs.find('c').status !== 'ready'; i += 1) await new Promise((done) => setTimeout(done, i));
+  await execute('job-complete', { id: 'c' });
+  for (let i = 0; engine.jobs.find('c').status !== 'concluded'; i += 1)
+    await new Promise((done) => setTimeout(done, i));
+  // The file of `top` is `base` by now.
+  await reopen({ driver: 'raw', 'node-name': 'top', file: 'base' });
+  await assert.rejects(reopen({ driver: 'raw', 'node-name': 'top', file: 'middle' }), /file: of node 'top'/);
+});

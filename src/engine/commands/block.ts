@@ -116,13 +116,20 @@ const unmeasured = {
   timed_stats: [],
 };
 
-/** @throws BlockError invalid-option if anything but `read-only` differs from what the node was made with */
+/**
+ * A child is what it is now, by its name, or what the node was made with.
+ * @throws BlockError invalid-option if anything but `read-only` differs
+ */
 function reopenRequest(graph: Graph, given: z.output<typeof blockdevOptions>): ReopenRequest {
   const { 'read-only': readOnly = false, 'auto-read-only': automatic, ...wanted } = given;
   const nodeName = given['node-name'];
-  const { 'read-only': was, 'auto-read-only': wasAutomatic, ...made } = graph.find(nodeName).options;
+  const { options: madeWith, children } = graph.find(nodeName);
+  const { 'read-only': was, 'auto-read-only': wasAutomatic, ...made } = madeWith;
   for (const name of new Set([...Object.keys(wanted), ...Object.keys(made)])) {
-    if (sameJson(wanted[name], made[name])) continue;
+    const child = children.find((one) => one.name === name);
+    if (child !== undefined && child.nodeName === wanted[name]) continue;
+    const isStale = typeof made[name] === 'string' && child !== undefined && child.nodeName !== made[name];
+    if (!isStale && sameJson(wanted[name], made[name])) continue;
     throw new BlockError('invalid-option', `${name}: of node '${nodeName}' cannot be changed by a reopen`);
   }
   if (typeof readOnly !== 'boolean') throw new BlockError('invalid-option', 'read-only: expected true or false');
