@@ -397,3 +397,35 @@ test('a log that is lost with its boot goes on behind every sequence that it had
     assert.deepEqual([...(records[0]?.payload ?? [])], [...full(9, 100)]);
   }
 });
+
+test('record-log 1: either copy of the superblock is enough, from the first record on', async () => {
+  const file = new CrashFile(() => 0.9);
+  const { log } = await open(file);
+  await log.append(recordKinds.data, 1, 0, 100, full(1, 100));
+  await log.sync();
+  for (const at of [0, superblockAreaBytes / 2]) {
+    const damaged = file.kill();
+    damaged.bytes.fill(0xee, at, at + 64);
+    assert.equal((await open(damaged)).records.length, 1);
+  }
+});
+
+test('record-log 1: a log that was cut off in its first superblock is a new one', async () => {
+  let [sectors, tears] = [0, false];
+  const file = new CrashFile(() => (tears && sectors++ % 2 === 0 ? 0.1 : 0.9));
+  const user = { filled: 'x'.repeat(2000) };
+  const { log } = await open(file, { user });
+  const write = file.write.bind(file);
+  let torn: CrashFile | null = null;
+  file.write = (offset, from) => {
+    const done = write(offset, from);
+    tears = true;
+    if (offset === superblockAreaBytes / 2) torn ??= file.crash();
+    tears = false;
+    return done;
+  };
+  await log.append(recordKinds.data, 1, 0, 100, full(1, 100));
+  assert.ok(torn !== null && sectors > 2);
+  const { log: again, records } = await open(torn, { user });
+  assert.deepEqual([again.lost, records.length], [null, 0]);
+});

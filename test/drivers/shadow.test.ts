@@ -272,3 +272,28 @@ test('record-log 8: an overlay of a group that was lost and emptied is not lost 
   const { node } = await open(2);
   assert.equal(node.info?.()['checkpoint-lost'], null);
 });
+
+test('an emptying that failed has not come to pass, and a log that failed is not emptied', async () => {
+  const { graph } = testGraph();
+  await graph.add({ driver: 'blkdebug', 'node-name': 'log', image: { driver: 'memory', size: 0 } });
+  await graph.add({ driver: 'shadow', 'node-name': 'top', file: 'log', size, 'grow-bytes': 65536 });
+  await graph.use('top', parent('the test'), writer);
+  const node: DriverNode = graph.find('top').node;
+  const block = new Uint8Array(4096);
+  const failWrite = async () =>
+    graph.find('log').node.control?.({ action: 'add-fault', fault: { operation: 'write', errno: 'EIO', count: 1 } });
+  await node.write(0, block.fill(1), 0);
+  await failWrite();
+  await assert.rejects(async () => node.makeEmpty?.(), /EIO/);
+  await node.read(0, block);
+  assert.equal(block[0], 1);
+  await graph.add({ driver: 'blkdebug', 'node-name': 'log2', image: { driver: 'memory', size: 0 } });
+  await graph.add({ driver: 'shadow', 'node-name': 'other', file: 'log2', size, 'grow-bytes': 65536 });
+  await graph.use('other', parent('the test'), writer);
+  const other: DriverNode = graph.find('other').node;
+  await other.makeEmpty?.();
+  const fault = { operation: 'write', errno: 'EIO', count: 1 };
+  await graph.find('log2').node.control?.({ action: 'add-fault', fault });
+  await assert.rejects(async () => other.write(0, block, 0), /EIO/);
+  await assert.rejects(async () => other.makeEmpty?.(), /EIO/);
+});
