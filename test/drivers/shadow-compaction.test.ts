@@ -3,29 +3,14 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { DriverNode } from '../../src/block/driver.ts';
 import { BlockIndex } from '../../src/util/block-index.ts';
-import { parent, testGraph, writer } from '../block/fixture.ts';
+import { overlayOn } from './shadow-overlay.ts';
 
 const blockBytes = 4096;
 const many = 700;
 const turn = () => new Promise((resolve) => setImmediate(resolve));
 const fillOf = (block: number): number => 1 + (block % 250);
 
-async function overlay() {
-  const { graph } = testGraph();
-  await graph.add({ driver: 'blkdebug', 'node-name': 'log', image: { driver: 'memory', size: 0 } });
-  const open = async () => {
-    const small = { 'grow-bytes': 65536, 'reuse-bytes': 65536 };
-    await graph.add({ driver: 'shadow', 'node-name': 'top', file: 'log', size: 4096 * blockBytes, ...small });
-    const use = await graph.use('top', parent('the test'), writer);
-    const node: DriverNode = graph.find('top').node;
-    const close = async () => {
-      await use.release();
-      await graph.remove('top');
-    };
-    return { node, close };
-  };
-  return { log: graph.find('log').node, open };
-}
+const overlay = () => overlayOn({ driver: 'blkdebug', image: { driver: 'memory', size: 0 } }, 4096 * blockBytes);
 
 const write = (node: DriverNode, block: number) =>
   node.write(block * blockBytes, new Uint8Array(blockBytes).fill(fillOf(block)), 0);

@@ -4,26 +4,11 @@ import { test } from 'node:test';
 import type { DriverNode } from '../../src/block/driver.ts';
 import { epochal } from '../../src/block/epochal.ts';
 import { parent, testGraph, writer } from '../block/fixture.ts';
+import { overlayOn } from './shadow-overlay.ts';
 
 const size = 64 * 4096;
 
-async function overlay(given?: number) {
-  const { graph } = testGraph();
-  await graph.add({ driver: 'memory', 'node-name': 'log', size: 0 });
-  const small = { 'grow-bytes': 65536, 'reuse-bytes': 65536 };
-  const open = async (epoch = given) => {
-    const group = epoch === undefined ? {} : { epoch };
-    await graph.add({ driver: 'shadow', 'node-name': 'top', file: 'log', size, ...small, ...group });
-    const use = await graph.use('top', parent('the test'), writer);
-    const node: DriverNode = graph.find('top').node;
-    const close = async () => {
-      await use.release();
-      await graph.remove('top');
-    };
-    return { node, close };
-  };
-  return { log: graph.find('log').node, open };
-}
+const overlay = (epoch?: number) => overlayOn({ size: 0 }, size, epoch);
 
 test('record-log 7: a file stays bounded though its blocks are rewritten within an epoch, and reads back', async () => {
   const { log, open } = await overlay();

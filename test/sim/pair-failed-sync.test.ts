@@ -1,7 +1,7 @@
 /** A disk of a pair whose fsync failed: who hears of it, who serves, and how it becomes whole again. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { paired, verify, writeSome } from './pair-scenes.ts';
+import { paired, verify, wayBackBegun, writeSome } from './pair-scenes.ts';
 import type { PairWorld, SideName, User } from './pair-world.ts';
 
 /** One sync of a side's disk fails, that of the user's flush. */
@@ -239,14 +239,7 @@ test('nor of the group file: what it goes on with is durable', async () => {
 test('pair 14: a way back to the checkpoint that a failed sync ended says to start this side again, which ends it well', async () => {
   for (let seed = 540; seed < 544; seed++) {
     const pair = await paired(seed, { config: standby });
-    await writeSome(pair, 'alpha');
-    await pair.command('alpha', 'pair-checkpoint');
-    await writeSome(pair, 'alpha');
-    pair.kill('alpha');
-    await pair.until(() => pair.phase('beta') === 'detached');
-    const failover = pair.side('beta').daemon.execute('pair-failover', { to: 'checkpoint' });
-    failover.catch(() => undefined);
-    await pair.until(() => pair.side('beta').daemon.state.record.promoting !== null);
+    await wayBackBegun(pair);
     const fault = pair.world.fault('beta', { operation: 'sync', path: '/data/disk0.img', errno: 'EIO' });
     await pair.until(() => fault.met > 0);
     await pair.world.runFor(3000);

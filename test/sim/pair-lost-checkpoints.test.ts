@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { HostFiles } from '../../src/host/host.ts';
 import { Onlooker } from './checkpoint-onlooker.ts';
-import { paired, verify, writeSome } from './pair-scenes.ts';
+import { paired, verify, wayBackBegun, writeSome } from './pair-scenes.ts';
 import type { PairWorld } from './pair-world.ts';
 
 const unsynced = { store: 'overlays', checkpointMs: null, overlays: { folder: '/data', sync: false } } as const;
@@ -151,14 +151,7 @@ test('record log 2: where the way back of one disk is lost no disk is rolled bac
 
 test('pair 14: a way back that had begun and lost its overlays leaves a copy that stands for nothing', async () => {
   const pair = await paired(80, { config: { store: 'overlays', checkpointMs: null } });
-  await writeSome(pair, 'alpha');
-  await pair.command('alpha', 'pair-checkpoint');
-  await writeSome(pair, 'alpha');
-  pair.kill('alpha');
-  await pair.until(() => pair.phase('beta') === 'detached');
-  const failover = pair.side('beta').daemon.execute('pair-failover', { to: 'checkpoint' });
-  failover.catch(() => undefined);
-  await pair.until(() => pair.side('beta').daemon.state.record.promoting !== null);
+  await wayBackBegun(pair);
   pair.kill('beta');
   const { files } = pair.world.restart('beta');
   await pair.world.complete(files.remove('/data/disk0.hidden'));

@@ -26,3 +26,15 @@ export async function verify(pair: PairWorld, side: SideName): Promise<void> {
     await pair.world.complete(user.client.close());
   }
 }
+
+/** The primary is lost behind a checkpoint, and the way of beta back to it has durably begun. */
+export async function wayBackBegun(pair: PairWorld): Promise<void> {
+  await writeSome(pair, 'alpha');
+  await pair.command('alpha', 'pair-checkpoint');
+  await writeSome(pair, 'alpha');
+  pair.kill('alpha');
+  await pair.until(() => pair.phase('beta') === 'detached');
+  const failover = pair.side('beta').daemon.execute('pair-failover', { to: 'checkpoint' });
+  failover.catch(() => undefined);
+  await pair.until(() => pair.side('beta').daemon.state.record.promoting !== null);
+}
